@@ -1,0 +1,57 @@
+"""What exports assume where nothing is known: a field of view and a depth range.
+
+A relative geometry is still a shape. Refusing it would help nobody, so meshes, clouds and files use these
+assumptions and say so; a calibrated or anchored geometry never meets them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from .depth_decoding import DEFAULT_RATIO
+from .geometry import depth_from_log, intrinsics_from_fov
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_FOV = 60.0
+"""Horizontal degrees of an ordinary photograph (phones about 65, a 35 mm lens 54)."""
+
+
+def with_depth_and_camera(
+    geometry: dict, *, fov_x_degrees: float = DEFAULT_FOV, far_near_ratio: float = DEFAULT_RATIO
+) -> dict:
+    """A copy of an FE2E_GEOMETRY that has `depth` and `intrinsics` (and `log_range`, `log_near`, `metric`).
+
+    What is there stays; missing depth comes from `log_range`, or from `far_near_ratio` (then in units of the
+    near plane), a missing camera from the horizontal field of view. Raises ValueError for a ratio of at most
+    1.
+    """
+    if not far_near_ratio > 1:
+        raise ValueError(f"far_near_ratio: found {far_near_ratio}, expected a number above 1")
+    result = dict(geometry)
+    y = geometry["log_depth"]
+    batch, height, width = y.shape
+    if result.get("depth") is None:
+        if result.get("log_range") is None:
+            logger.info(
+                "FE2E: the depth range is not known; far / near = %g is assumed. Calibrate or anchor for "
+                "true shape.",
+                far_near_ratio,
+            )
+            result["log_range"] = torch.full((batch,), math.log(far_near_ratio), device=y.device)
+            result["log_near"] = torch.zeros(batch, device=y.device)
+            result["metric"] = False
+        log_near = result.get("log_near")
+        result["depth"] = depth_from_log(y, result["log_range"], 0.0 if log_near is None else log_near)
+    if result.get("intrinsics") is None:
+        logger.info(
+            "FE2E: the camera is not known; a horizontal field of view of %g degrees is assumed.",
+            fov_x_degrees,
+        )
+        k = intrinsics_from_fov(fov_x_degrees, height, width)
+        result["intrinsics"] = k.to(y.device).expand(batch, 3, 3).clone()
+    result.setdefault("metric", False)
+    return result
