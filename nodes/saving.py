@@ -1,0 +1,40 @@
+"""Names of saved files: ComfyUI's counters and variables, inside its output folder, never over another
+file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import folder_paths
+
+from ..fe2e_core.files import write_new
+
+
+def save_next(
+    prefix: str, extension: str, write: Callable[[str], None], *, width: int = 0, height: int = 0
+) -> dict[str, str]:
+    """Write a new file of the output folder under the next free number and return where it is.
+
+    `prefix` is ComfyUI's filename_prefix: it may name a subfolder and hold variables such as %width% and
+    %year%. Returns filename, subfolder and type, as ComfyUI's history lists results. Raises ValueError for a
+    prefix without a name or one that leaves the output folder.
+    """
+    output = folder_paths.get_output_directory()
+    parts = Path(prefix.replace("\\", "/")).parts
+    if not prefix.strip() or prefix.endswith(("/", "\\")) or "\0" in prefix:
+        raise ValueError(f"filename_prefix: found {prefix!r}, expected a name such as FE2E/geometry")
+    if ".." in parts or Path(prefix).is_absolute() or ":" in prefix:
+        raise ValueError(
+            f"filename_prefix: found {prefix!r}, which leaves the output folder {output}; "
+            "expected a name or a subfolder and a name, such as FE2E/geometry"
+        )
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
+    while True:
+        filename = f"{name}_{counter:05}_{extension}"
+        try:
+            write_new(Path(folder) / filename, write)
+        except FileExistsError:
+            counter += 1
+            continue
+        return {"filename": filename, "subfolder": subfolder, "type": "output"}
