@@ -1,0 +1,118 @@
+"""The data part of a configuration file: datasets with weights.
+
+[data]
+batch = 4                 # global: over all processes
+seed = 0
+mirror = 0.5
+workers = 4
+
+[[data.source]]
+kind = "hypersim"         # "hypersim" | "vkitti" | "folder" | "procedural"
+weight = 0.9
+root = "/data/hypersim"
+
+[[data.source]]
+kind = "vkitti"
+weight = 0.1
+root = "/data/vkitti"
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.data.folder import Folder, FolderConfig
+from train.data.frame import Source
+from train.data.hypersim import Hypersim, HypersimConfig
+from train.data.mixture import Mixture
+from train.data.procedural import Procedural, ProceduralConfig
+from train.data.vkitti import VirtualKitti, VirtualKittiConfig
+from train.typed_toml import build_config
+
+_KINDS = {
+    "hypersim": (HypersimConfig, Hypersim),
+    "vkitti": (VirtualKittiConfig, VirtualKitti),
+    "folder": (FolderConfig, Folder),
+    "procedural": (ProceduralConfig, Procedural),
+}
+
+SourceConfig = HypersimConfig | VirtualKittiConfig | FolderConfig | ProceduralConfig
+
+
+@dataclass(frozen=True)
+class WeightedSource:
+    """One `[[data.source]]`: its name (the kind, unless given), its probability per batch, and its own
+    settings.
+    """
+
+    name: str
+    kind: str
+    weight: float
+    config: SourceConfig
+
+    def open(self) -> Source:
+        """The dataset. Raises what its class raises."""
+        return _KINDS[self.kind][1](self.config, self.name)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """batch: pictures a step over all processes. seed: of everything random about the data. mirror:
+    probability.
+    """
+
+    sources: tuple[WeightedSource, ...]
+    batch: int = 1
+    seed: int = 0
+    mirror: float = 0.5
+    workers: int = 2
+
+    def open(self) -> Mixture:
+        """All datasets, opened. Raises what they raise, naming the dataset."""
+        return Mixture(
+            [s.open() for s in self.sources], [s.weight for s in self.sources], self.seed, self.mirror
+        )
+
+
+def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
+    """A configuration file's `[data]` table. Raises ValueError naming the file and what is wrong."""
+    table = dict(raw)
+    tables = table.pop("source", None)
+    if not isinstance(tables, list) or not tables:
+        raise ValueError(f"{where}: [data] has no [[data.source]]; expected at least one dataset")
+    sources = []
+    for number, entry in enumerate(tables):
+        here = f"{where} [[data.source]] {number + 1}"
+        entry = dict(entry)
+        kind, weight = entry.pop("kind", None), entry.pop("weight", 1.0)
+        if kind not in _KINDS:
+            raise ValueError(f"{here}: kind is {kind!r}; expected one of {', '.join(_KINDS)}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+            raise ValueError(f"{here}: weight is {weight!r}; expected a number of at least 0")
+        name = entry.pop("name", kind)
+        if not isinstance(name, str) or "/" in name or not name:
+            raise ValueError(f"{here}: name is {name!r}; expected a word without '/'")
+        sources.append(WeightedSource(name, kind, float(weight), build_config(entry, _KINDS[kind][0], here)))
+    for key in table:
+        if key not in ("batch", "seed", "mirror", "workers"):
+            raise ValueError(
+                f"{where} [data]: unknown key '{key}'; expected batch, seed, mirror, workers, [[data.source]]"
+            )
+        if isinstance(table[key], bool) or not isinstance(table[key], int | float):
+            raise ValueError(f"{where} [data]: {key} is {table[key]!r}; expected a number")
+    return DataConfig(sources=tuple(sources), **table)
+
+
+def load_data_config(path: str) -> DataConfig:
+    """The `[data]` table of a TOML file. Raises FileNotFoundError or ValueError."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file '{path}'")
+    raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    if "data" not in raw:
+        raise ValueError(f"{path}: there is no [data] table; train/data/settings.py shows one")
+    return data_config(raw["data"], path)
