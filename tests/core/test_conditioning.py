@@ -1,0 +1,41 @@
+"""The constant conditioning against the golden files."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fe2e_core.conditioning import constant_conditioning
+from tests.harness.golden import dit_weights, load_golden
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_golden("base")
+
+
+def test_connector_equals_the_reference(golden):
+    conditioning = constant_conditioning(dit_weights(golden.config), golden.tensors["embeds"], golden.tensors["masks"],
+                                         golden.config.ctx_heads)
+    torch.testing.assert_close(conditioning.context, golden.tensors["fp32.context"], atol=2e-5, rtol=0)
+    torch.testing.assert_close(conditioning.pooled, golden.tensors["fp32.pooled"], atol=2e-5, rtol=0)
+
+
+def test_padding_rows_of_the_context_are_identical(golden):
+    """What token merging relies on: padding embeds are not equal by themselves, so only equal rows may merge."""
+    embeds = golden.tensors["embeds"].clone()
+    embeds[golden.config.valid:] = embeds[golden.config.valid]
+    context = constant_conditioning(dit_weights(golden.config), embeds, golden.tensors["masks"], 3).context[0]
+    padding = context[golden.config.valid:]
+    assert torch.equal(padding, padding[:1].expand_as(padding))
+    assert len(context.unique(dim=0)) == golden.config.valid + 1
+
+
+def test_a_cache_of_another_width_is_refused(golden):
+    with pytest.raises(ValueError, match="prompt cache: embeddings are 32 wide, this transformer's connector takes 64"):
+        constant_conditioning(dit_weights(golden.config), torch.zeros(4, 32), torch.ones(4))
+
+
+def test_a_transformer_without_connector_is_refused(golden):
+    with pytest.raises(ValueError, match="connector.S.input_embedder.weight"):
+        constant_conditioning(dit_weights(golden.config, connector=False), golden.tensors["embeds"], golden.tensors["masks"])

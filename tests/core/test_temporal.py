@@ -1,0 +1,132 @@
+"""A camera walks through a room, something passes before the lens, and every frame is normalised by itself
+(Eq. 7).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from fe2e_core.temporal import DepthStabilizer, FrameScale, stabilize_clip
+from tests.core.simulation import eq7_label, room_depth
+
+HEIGHT, WIDTH, FRAMES = 96, 128, 60
+
+
+def camera(t):
+    """Position (3,) and yaw of frame t."""
+    return (0.02 * t - 0.5, 0.1 * math.sin(t / 9), 0.015 * t), 0.15 * math.sin(t / 14)
+
+
+def walk(frames):
+    """Labels (T, H, W) with noise and BF16 steps, true depth (T, H, W), and whether the passing ball is
+    there.
+    """
+    labels, truths, balls = [], [], []
+    generator = torch.Generator().manual_seed(0)
+    for t in range(frames):
+        ball = ((1.6 - 0.08 * (t - 12), 0.1, 0.9), 0.25) if 14 <= t < 50 else None
+        depth = room_depth(*camera(t), HEIGHT, WIDTH, ball=ball)
+        label, _ = eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))
+        noise = 0.01 * torch.randn(HEIGHT, WIDTH, generator=generator)
+        labels.append((label + noise).to(torch.bfloat16).float())
+        truths.append(depth)
+        balls.append(
+            torch.zeros_like(depth) if ball is None else (depth < room_depth(*camera(t), HEIGHT, WIDTH))
+        )
+    return torch.stack(labels), torch.stack(truths), torch.stack(balls).bool()
+
+
+def variation(labels, truths, scales, first=0):
+    """Spread over time of ln(estimate / truth) of fixed points of the room: median over points.
+
+    The points are those that the middle frame sees; a frame counts for a point if it sees it too.
+    """
+    f = 0.5 * WIDTH / math.tan(math.radians(30))
+    v, u = torch.meshgrid(torch.arange(2, HEIGHT, 6), torch.arange(2, WIDTH, 6), indexing="ij")
+    u, v = u.flatten(), v.flatten()
+    position, yaw = camera(first + len(labels) // 2)
+    z = truths[len(labels) // 2, v, u]
+    local = torch.stack([(u + 0.5 - WIDTH / 2) / f * z, (v + 0.5 - HEIGHT / 2) / f * z, z], -1)
+    world = local @ turn(yaw).T + torch.tensor(position, dtype=torch.float64)
+    errors = torch.full((len(labels), len(world)), math.nan, dtype=torch.float64)
+    for t, scale in enumerate(scales):
+        position, yaw = camera(first + t)
+        x, y, z = ((world - torch.tensor(position, dtype=torch.float64)) @ turn(yaw)).unbind(-1)
+        col, row = (x / z * f + WIDTH / 2).floor().long(), (y / z * f + HEIGHT / 2).floor().long()
+        inside = (col >= 0) & (col < WIDTH) & (row >= 0) & (row < HEIGHT)
+        true = truths[t, row.clamp(0, HEIGHT - 1), col.clamp(0, WIDTH - 1)]
+        visible = inside & ((true / z - 1).abs() < 0.05)
+        found = scale.log_range * (labels[t, row.clamp(0, HEIGHT - 1), col.clamp(0, WIDTH - 1)] + 1) / 2
+        error = found + scale.log_near - torch.log(true)
+        errors[t] = torch.where(visible, error, math.nan)
+    enough = torch.isfinite(errors).sum(0) >= len(labels) // 3
+    centred = errors[:, enough] - errors[:, enough].nanmean(0)
+    return float(centred.square().nanmean(0).sqrt().median())
+
+
+def turn(yaw):
+    """(3, 3) camera to world."""
+    c, s = math.cos(yaw), math.sin(yaw)
+    return torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return walk(FRAMES)
+
+
+@pytest.mark.parametrize(("two_pass", "frames"), [(False, FRAMES), (True, 24)])
+def test_fixed_points_keep_their_depth(clip, two_pass, frames):
+    labels, truths, balls = (x[FRAMES - frames :] for x in clip)
+    assert clip[2][35].any(), "the ball never came into view"
+    start = true_scale(labels[0], truths[0])
+    scales = stabilize_clip(labels, log_ranges=[start.log_range] * frames, two_pass=two_pass)
+    assert not any(s.cut for s in scales)
+    first = FRAMES - frames
+    without = variation(labels, truths, [start] * frames, first)
+    solved = variation(labels, truths, scales, first)
+    best = variation(labels, truths, [true_scale(*p) for p in zip(labels, truths, strict=True)], first)
+    print(
+        f"spread of ln depth over time: one scale {without:.4f}, solved {solved:.4f}, true scales {best:.4f}"
+    )
+    assert solved < without / 4, (solved, without, best)
+
+
+def true_scale(label, depth):
+    """The scale of one frame, by least squares against its true depth."""
+    x, y = label.double().flatten(), torch.log(depth).flatten()
+    gain = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    return FrameScale(2 * gain, float(y.mean() - gain * x.mean()) - gain, False, False, 1.0, 0.0)
+
+
+def test_a_scene_cut_is_found(clip):
+    labels = clip[0][:6]
+    other = []
+    for t in range(4):
+        depth = room_depth((0.0, 0.0, 0.02 * t), math.pi + 0.6, HEIGHT, WIDTH)
+        other.append(eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))[0])
+    scales = stabilize_clip(torch.cat([labels, torch.stack(other)]))
+    assert [s.cut for s in scales] == [False] * 6 + [True] + [False] * 3
+
+
+def test_state_survives_json_and_goes_on(clip):
+    labels = clip[0][:16]
+    labels = labels[::2]
+    whole = stabilize_clip(labels)
+    state = DepthStabilizer()
+    stabilize_clip(labels[:4], state=state)
+    again = DepthStabilizer.from_json(state.to_json())
+    assert again.frames == state.frames
+    later = stabilize_clip(labels[4:], state=again)
+    for a, b in zip(whole[4:], later, strict=True):
+        assert a.log_range == pytest.approx(b.log_range, rel=0.01)
+        assert a.log_near == pytest.approx(b.log_near, abs=0.02)
+
+
+def test_foreign_json_is_refused():
+    for text in ("{}", "[1]", "no json", '{"format": 99}'):
+        with pytest.raises(ValueError, match="scale state"):
+            DepthStabilizer.from_json(text)

@@ -1,0 +1,38 @@
+"""Input pictures and clips for tests that go through a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """The free portrait of an astronaut that scikit-image brings along (NASA, public domain), resized."""
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()).resize((width, height), Image.Resampling.LANCZOS)
+
+
+def write_example(folder: Path, width: int = 320, height: int = 232) -> Path:
+    """`example.png`, the picture that every ComfyUI has in its input folder and our workflows name."""
+    path = folder / "example.png"
+    photograph(width, height).save(path)
+    return path
+
+
+def write_clip(folder: Path, frames: int = 6, width: int = 160, height: int = 112) -> Path:
+    """`example.mp4`: the camera pans over the portrait, 8 frames a second, without sound."""
+    import av
+    import numpy as np
+
+    path = folder / "example.mp4"
+    wide = photograph(width + 4 * frames, height)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for index in range(frames):
+            view = np.asarray(wide.crop((4 * index, 0, 4 * index + width, height)))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(view, format="rgb24")))
+        container.mux(stream.encode())
+    return path

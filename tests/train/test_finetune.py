@@ -1,0 +1,320 @@
+"""Fine-tuning on a tiny base: it learns, resumes bit for bit after a kill, stops at NaN, and exports what it
+trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from fe2e_core.checkpoint import CheckpointInfo, write_checkpoint
+from fe2e_core.conditioning import Conditioning
+from fe2e_core.folding import fold, modulation_input
+from fe2e_core.keymaps import flux_to_diffusers
+from fe2e_core.lora import Merged
+from fe2e_core.tensorfile import TensorFile
+from tests.harness.golden import GoldenConfig, dit_weights, vae_weights
+from train import run_state
+from train.convert import read_lora
+from train.data.procedural import ProceduralConfig
+from train.data.settings import DataConfig, WeightedSource
+from train.dispersive import DispersiveConfig
+from train.engine import Finetuning
+from train.recipe import BaseFiles, FinetuneConfig, LoraShape, Objective, Training
+
+GOLDEN = GoldenConfig(hidden=128, depth=1, single=2, ctx=32)
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory) -> dict[str, Path]:
+    """The golden network at its smallest as an FE2E checkpoint, whole and folded."""
+    folder = tmp_path_factory.mktemp("bases")
+    weights = {k: v.float() for k, v in dit_weights(GOLDEN, connector=False).items()}
+    vae = {k: v.float() for k, v in vae_weights(GOLDEN).items()}
+    generator = torch.Generator().manual_seed(0)
+    conditioning = Conditioning(
+        torch.randn(1, 3, 32, generator=generator), torch.randn(1, 768, generator=generator)
+    )
+    silu_vec = modulation_input(weights, conditioning, torch.float32)
+    paths = {}
+    for name, tensors in (("whole", weights), ("folded", fold(weights, silu_vec))):
+        paths[name] = folder / f"{name}.safetensors"
+        write_checkpoint(paths[name], CheckpointInfo(name=name), tensors, vae, conditioning, silu_vec)
+    return paths
+
+
+def configuration(base: Path, out: Path, **changes) -> FinetuneConfig:
+    source = WeightedSource("procedural", "procedural", 1.0, ProceduralConfig(32, 48, scenes=6))
+    training = Training(steps=4, warmup=0, learning_rate=3e-3, save_every=1, keep=2)
+    values = {
+        "name": "run", "out": str(out), "base": BaseFiles(checkpoint=str(base), dtype="fp32"),
+        "data": DataConfig((source,), batch=2, workers=0), "lora": LoraShape(rank=4, alpha=2.0),
+        "dispersive": DispersiveConfig(block=1), "training": training,
+    }  # fmt: skip
+    return FinetuneConfig(**(values | changes))
+
+
+def trained(run: Finetuning) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in run.trained}
+
+
+def test_a_run_learns_and_exports_what_it_trained(bases, tmp_path):
+    config = configuration(
+        bases["whole"], tmp_path, training=Training(steps=12, warmup=0, learning_rate=3e-3, keep=2)
+    )
+    run = Finetuning(config)
+    reports = []
+    path = run.run(reports.append)
+    assert [r.step for r in reports] == list(range(1, 13))
+    early, late = (sum(r.depth + r.normal for r in part) for part in (reports[:3], reports[-3:]))
+    assert late < 0.9 * early
+    assert all(r.dispersive < 0 for r in reports)
+    with TensorFile(bases["whole"]) as file:
+        base = {k.removeprefix("transformer."): file[k] for k in file if k.startswith("transformer.")}
+    modules, metadata = read_lora(path)
+    linears = [k for k in base if k.endswith(".weight") and "_blocks." in k and ".norm." not in k]
+    assert sorted(f"{m}.weight" for m in modules) == sorted(linears)
+    assert metadata["ss_steps"] == "12"
+    assert len(metadata["fe2e.base_sha256"]) == 64
+    ours = flux_to_diffusers(dict(Merged(base, modules)))
+    for name in (
+        "transformer_blocks.0.attn.to_k",
+        "single_transformer_blocks.1.proj_mlp",
+        "transformer_blocks.0.norm1.linear",
+    ):
+        layer = run.base.transformer.get_submodule(name)
+        theirs = layer.weight + layer.get_delta_weight("default")
+        torch.testing.assert_close(ours[f"{name}.weight"], theirs, atol=1e-6, rtol=1e-5)
+        assert bool(layer.get_delta_weight("default").any())
+
+
+def test_resuming_gives_the_same_bits(bases, tmp_path):
+    straight = Finetuning(configuration(bases["whole"], tmp_path / "a"))
+    straight.run()
+    parted = configuration(bases["whole"], tmp_path / "b")
+    Finetuning(parted).run(until=1)
+    Finetuning(parted).run(until=3)
+    last = Finetuning(parted)
+    assert last.step == 3
+    last.run()
+    expected = trained(straight)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained(last).items())
+    assert [path.name for path in run_state.checkpoints(parted.folder)] == [
+        "step-00000003.safetensors",
+        "step-00000004.safetensors",
+    ]
+    other = dataclasses.replace(parted, lora=LoraShape(rank=4, alpha=4.0))
+    with pytest.raises(ValueError, match=r"lora\.alpha was 2\.0 and is 4\.0"):
+        Finetuning(other)
+
+
+@pytest.fixture
+def one_thread():
+    """Same bits in parent and forked child, which must not wait for OpenMP threads it does not have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_ten_times_goes_on_to_the_same_bits(bases, tmp_path):
+    def config(out: str) -> FinetuneConfig:
+        training = Training(steps=10, warmup=0, learning_rate=3e-3, save_every=1, keep=2)
+        return configuration(bases["whole"], tmp_path / out, training=training)
+
+    straight = Finetuning(config("a"))
+    straight.run()
+    killed, saved, rng = [], 0, random.Random(7)
+    began = time.monotonic()
+    straight._one_step(iter(straight.loader))  # one more, to know how long a step takes here
+    step = time.monotonic() - began
+    folder = config("b").folder
+    for _ in range(10):
+        before = run_state.checkpoints(folder)
+        child = os.fork()
+        if child == 0:
+            try:
+                Finetuning(config("b")).run()
+            finally:
+                os._exit(0)
+        # from the first new checkpoint on, or a while without one, at any moment of the next step
+        patience = time.monotonic() + 20 * step
+        while run_state.checkpoints(folder) == before and time.monotonic() < patience:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, step))
+        os.kill(child, signal.SIGKILL)
+        killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
+        saved += run_state.checkpoints(folder) != before
+        for path in run_state.checkpoints(folder):
+            with TensorFile(path) as file:
+                assert file["random.cpu"].numel() > 0
+        if (
+            len(run_state.checkpoints(folder))
+            and run_state.checkpoints(folder)[-1].name == "step-00000010.safetensors"
+        ):
+            break
+    assert sum(killed) >= 5
+    assert saved >= 5, "the children were killed before they did anything"
+    run = Finetuning(config("b"))
+    run.run()
+    reference = Finetuning(config("a"))
+    assert run.step == reference.step == 10
+    expected = trained(reference)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained(run).items())
+
+
+def _process(rank: int, config: FinetuneConfig, port: int, folder: str) -> None:
+    """One of two processes of a run, as `accelerate launch` would start it."""
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    # The parent's OpenMP threads do not exist in a forked child, which would wait for them for ever.
+    torch.set_num_threads(1)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._shared_state.clear()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}  # fmt: skip
+    run = Finetuning(config)
+    assert run.accelerator.num_processes == 2
+    reports = []
+    run.run(reports.append)
+    torch.save(
+        ({k: p.detach() for k, p in run.trained}, [dataclasses.asdict(r) for r in reports]),
+        f"{folder}/{rank}.pt",
+    )
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    "objective", [Objective(), Objective(start="noise", time="random", joint=False, steps=2)]
+)
+def test_two_processes_give_the_curve_of_one_with_the_same_batch(bases, tmp_path, objective):
+    def config(out: str) -> FinetuneConfig:
+        return configuration(bases["whole"], tmp_path / out, objective=objective,
+                             dispersive=DispersiveConfig(block=1, source="gather"))  # fmt: skip
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_process, (config("two"), port, str(tmp_path)), nprocs=2, start_method="fork")
+    one = Finetuning(config("one"))
+    reports = []
+    one.run(reports.append)
+    for rank in range(2):
+        tensors, curve = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for report, other in zip(reports, curve, strict=True):
+            for key in ("depth", "normal", "dispersive", "gradient"):
+                assert other[key] == pytest.approx(getattr(report, key), rel=2e-4, abs=1e-6), (
+                    report.step,
+                    key,
+                )
+        # Adam divides by the gradient's size: where it is nearly nothing, its rounding shows
+        close = [
+            torch.isclose(tensors[name], value, atol=1e-3, rtol=1e-3).float().mean()
+            for name, value in trained(one).items()
+        ]
+        assert float(torch.stack(close).mean()) > 0.99
+
+
+def test_queue_and_accumulation_resume_exactly(bases, tmp_path):
+    def config(out: Path) -> FinetuneConfig:
+        return configuration(bases["whole"], out, dispersive=DispersiveConfig(block=1, source="queue", queue=3),
+                             training=Training(steps=3, warmup=1, accumulate=2, schedule="cosine", save_every=1))  # fmt: skip
+
+    straight = Finetuning(config(tmp_path / "a"))
+    reports = []
+    straight.run(reports.append)
+    Finetuning(config(tmp_path / "b")).run(until=2)
+    last = Finetuning(config(tmp_path / "b"))
+    again = []
+    last.run(again.append)
+    assert again == reports[2:]
+    expected = trained(straight)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained(last).items())
+    lines = (config(tmp_path / "b").folder / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_a_folded_base_trains_its_constants_and_exports_them_exactly(bases, tmp_path):
+    config = configuration(bases["folded"], tmp_path, lora=LoraShape(rank=2, alpha=2.0, constants=True),
+                           training=Training(steps=2, warmup=0, learning_rate=1e-2))  # fmt: skip
+    run = Finetuning(config)
+    modules, _ = read_lora(run.run())
+    with TensorFile(bases["folded"]) as file:
+        base = {k.removeprefix("transformer."): file[k] for k in file if k.startswith("transformer.")}
+        silu_vec = file["conditioning.silu_vec"]
+    changed = {m for m, lora in modules.items() if lora.diff_b is not None}
+    assert changed == {"double_blocks.0.img_mod.lin", "double_blocks.0.txt_mod.lin", "single_blocks.0.modulation.lin",
+                       "single_blocks.1.modulation.lin"}  # fmt: skip
+    merged = flux_to_diffusers(dict(Merged(base, modules, silu_vec=silu_vec)))
+    constant = run.base.transformer.transformer_blocks[0].norm1.linear.constant
+    torch.testing.assert_close(
+        merged["transformer_blocks.0.norm1.linear.constant"], constant.detach(), atol=1e-6, rtol=0
+    )
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(bases, tmp_path):
+    run = Finetuning(configuration(bases["whole"], tmp_path))
+    run.run(until=1)
+    with torch.no_grad():
+        run.base.autoencoder.encoder.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 2: the loss is nan in batch 1 \(procedural/\d"):
+        run.run()
+    assert [path.name for path in run_state.checkpoints(run.config.folder)] == ["step-00000001.safetensors"]
+
+
+def test_a_full_disk_is_survived(bases, tmp_path, monkeypatch, caplog):
+    def full(*arguments: object) -> None:
+        raise OSError("no space left")
+
+    config = configuration(bases["whole"], tmp_path)
+    run = Finetuning(config)
+    monkeypatch.setattr(run_state, "write_tensors", full)
+    run.run(until=2)
+    assert "no checkpoint was written" in caplog.text
+    assert run.step == 2
+
+
+@pytest.mark.parametrize("objective", [Objective(start="noise", time="random", joint=False, quantization="uniform", steps=4),
+                                       Objective(start="noise", joint=False), Objective(quantization="inverse", joint=False)])  # fmt: skip
+def test_the_other_variants_train(bases, tmp_path, objective):
+    config = configuration(
+        bases["whole"], tmp_path, objective=objective, dispersive=DispersiveConfig(weight=0)
+    )
+    reports = []
+    Finetuning(config).run(reports.append, until=1)
+    assert reports[0].normal == reports[0].dispersive == 0
+    assert reports[0].depth > 0
+
+
+def test_a_base_in_eight_bits_folded_on_loading_trains_nearly_like_the_whole_one(bases, tmp_path):
+    curves = {}
+    for dtype, fold_it in (("fp32", False), ("fp32", True), ("fp8", True)):
+        base = BaseFiles(checkpoint=str(bases["whole"]), dtype=dtype, fold=fold_it)
+        lora = LoraShape(rank=4, alpha=2.0)
+        reports = []
+        config = configuration(bases["whole"], tmp_path / f"{dtype}{fold_it}", lora=lora)
+        run = Finetuning(dataclasses.replace(config, base=base))
+        run.run(reports.append, until=2)
+        curves[dtype, fold_it] = [report.depth + report.normal for report in reports]
+        assert all(p.dtype == torch.float32 for _, p in run.trained)
+    linear = run.base.transformer.transformer_blocks[0].ff.net[2].base_layer
+    assert linear.weight.dtype == torch.float8_e4m3fn
+    with TensorFile(bases["whole"]) as file:
+        exact = file["transformer.double_blocks.0.img_mlp.2.weight"]
+    error = (linear.full_weight(torch.float32) - exact).norm() / exact.norm()
+    assert 0 < float(error) < 0.04
+    # folding changes nothing before the first step; eight bits a little
+    assert curves["fp32", True][0] == pytest.approx(curves["fp32", False][0], rel=1e-5)
+    assert curves["fp8", True] == pytest.approx(curves["fp32", True], rel=0.05)

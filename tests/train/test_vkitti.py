@@ -1,0 +1,106 @@
+"""The Virtual KITTI reader against a miniature dataset with closed-form geometry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from fe2e_core.geometry import pixel_rays
+from tests.train.miniature import angle_degrees, pinhole_rays, plane_and_sphere, write_vkitti_frame
+from train.data.derived_normals import derive_normals
+from train.data.frame import BadFrame
+from train.data.vkitti import VirtualKitti, VirtualKittiConfig
+
+HEIGHT, WIDTH = 375, 1242
+RAYS = pinhole_rays(HEIGHT, WIDTH, 725.0087, 725.0087, 620.5, 187.0)
+#: A road 1.6 m below the camera with a sphere on it, a slanted wall, and a wall that faces the camera.
+SCENES = {
+    "road": plane_and_sphere(RAYS, np.array([0.0, 1.0, 0.0]), 1.6, np.array([2.0, 0.0, 12.0]), 1.6),
+    "slanted": plane_and_sphere(RAYS, np.array([-0.8, 0.1, 1.0]), 9.0, np.array([-2.0, 0.5, 8.0]), 1.5),
+    "facing": plane_and_sphere(RAYS, np.array([0.0, 0.0, 1.0]), 25.0, np.array([0.0, 0.0, 15.0]), 3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("vkitti")
+    for number, truth in enumerate(SCENES.values()):
+        write_vkitti_frame(root, "Scene02", "clone", number, truth.depth, truth.sky)
+    write_vkitti_frame(root, "Scene02", "fog", 0, SCENES["road"].depth, SCENES["road"].sky)
+    write_vkitti_frame(root, "Scene01", "clone", 0, SCENES["road"].depth, SCENES["road"].sky)
+    return root
+
+
+def crop(array: np.ndarray) -> np.ndarray:
+    return array[HEIGHT - 352 :, 13 : 13 + 1216]
+
+
+@pytest.mark.parametrize("name", list(SCENES))
+def test_depth_and_derived_normals_are_those_of_the_scene(root, name):
+    dataset = VirtualKitti(VirtualKittiConfig(str(root)))
+    assert dataset.length == 3, "fog and Scene01 are not part of the training set"
+    frame = dataset.read(list(SCENES).index(name))
+    truth = SCENES[name]
+    depth, normal, sky = crop(truth.depth), crop(truth.normal), crop(truth.sky)
+    valid = frame.valid.numpy()
+    assert frame.size == (352, 1216)
+    np.testing.assert_array_equal(valid, ~sky & (np.round(depth, 2) <= 80))
+    error = np.abs(frame.depth.numpy()[valid] / depth[valid] - 1).max()
+    # the stored centimetre is 0.1 % at 5 m, which is nearer than anything here
+    assert error < 1e-3
+
+    found = frame.normal_valid.numpy()
+    assert (found & valid).sum() > 0.93 * valid.sum()
+    angle = angle_degrees(frame.normal.numpy(), normal)
+    # windows reach 8 pixels: nearer to the sphere's rim or the sky they see two surfaces
+    surface = (crop(truth.sphere) + 2 * sky).astype(np.uint8)
+    inner = found & (cv2.morphologyEx(surface, cv2.MORPH_GRADIENT, np.ones((17, 17), np.uint8)) == 0)
+    assert inner.sum() > 0.9 * valid.sum()
+    share = (angle[inner] > 2).mean()
+    print(f"{name}: depth {error:.1e}; normals {(found.sum() / valid.sum()):.1%} of the pixels, mean {angle[found].mean():.3f} degrees, "
+          f"95 % below {np.percentile(angle[found], 95):.2f}; away from edges above 2 degrees {share:.3%}")  # fmt: skip
+    assert angle[found].mean() < 0.5
+    assert np.percentile(angle[found], 95) < 2
+    # single pixels where the stored centimetres happen to lie like another plane
+    assert share < 1e-3
+
+
+def test_the_camera_belongs_to_the_crop(root):
+    frame = VirtualKitti(VirtualKittiConfig(str(root))).read(0)
+    rays = pixel_rays(352, 1216, frame.intrinsics).numpy()
+    np.testing.assert_allclose(rays, crop(RAYS), atol=1e-6)
+
+
+def test_conditions_and_scenes_can_be_chosen(root):
+    assert VirtualKitti(VirtualKittiConfig(str(root), conditions=("fog",))).length == 1
+    assert VirtualKitti(VirtualKittiConfig(str(root), scenes=("Scene01", "Scene02"))).length == 4
+    with pytest.raises(FileNotFoundError, match="Unpack"):
+        VirtualKitti(VirtualKittiConfig(str(root), cameras=(1,)))
+
+
+def test_bad_files_are_named(root, tmp_path):
+    truth = SCENES["facing"]
+    write_vkitti_frame(tmp_path, "Scene02", "clone", 0, truth.depth, truth.sky)
+    dataset = VirtualKitti(VirtualKittiConfig(str(tmp_path)))
+    depth_file = Path(dataset.files(0)[1])
+    cv2.imwrite(str(depth_file), np.zeros((HEIGHT, WIDTH), np.uint8))
+    with pytest.raises(BadFrame, match=r"depth_00000\.png: found uint8"):
+        dataset.read(0)
+    depth_file.write_bytes(b"no picture")
+    with pytest.raises(BadFrame, match="10 bytes that are no picture"):
+        dataset.read(0)
+    depth_file.unlink()
+    with pytest.raises(BadFrame, match="no such file"):
+        dataset.read(0)
+
+
+def test_exact_depth_gives_exact_normals_of_planes():
+    rays = pinhole_rays(40, 60, 50, 50, 29.5, 19.5)
+    truth = plane_and_sphere(rays, np.array([0.2, 0.1, 1.0]), 3.0, np.array([0, 0, -50.0]), 1.0)
+    k = np.array([[50 / 60, 0, 0.5], [0, 50 / 40, 0.5], [0, 0, 1]])
+    normal, found = derive_normals(truth.depth, ~truth.sky, k)
+    assert found.all()
+    assert angle_degrees(normal, truth.normal).max() < 0.01
