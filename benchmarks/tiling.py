@@ -1,0 +1,167 @@
+"""Tiles against one enlarged pass, on procedural scenes of 4096x3072 with exact depth, by the embedded model.
+
+    python -m benchmarks.tiling [--model models/fe2e-nano.safetensors] [--seeds 0 1 2] [--picture docs/tiling.png]
+
+Two figures: the error of log-depth at the scene's depth discontinuities, tiles against the whole pass; and
+whether the tiles' borders show. For the second every scene is merged twice, with borders at different places:
+the gradient across a border is compared with the gradient at the same place where the other result has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fe2e_core import boundaries, tiling
+from train.scenes import HELD_OUT, Scene, render_scene
+
+
+def shifted_plan(plan: tiling.TilePlan) -> tiling.TilePlan:
+    """One tile more along each divided side: borders at other places."""
+
+    def starts(old: tuple[int, ...], size: int, tile: int) -> tuple[int, ...]:
+        free, count = (size - tile) // tiling.STEP, len(old)
+        return tuple(sorted({tiling.STEP * (i * free // count) for i in range(count + 1)})) if free else (0,)
+
+    return replace(plan, tops=starts(plan.tops, plan.height, plan.tile_height),
+                   lefts=starts(plan.lefts, plan.width, plan.tile_width))
+
+
+def align(log_depth: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Predicted log-depth on the true one's scale and shift, by least squares over the mask."""
+    x, y = log_depth[mask].double(), truth[mask].double()
+    scale = ((x - x.mean()) * (y - y.mean())).mean() / x.var(unbiased=False)
+    return ((log_depth.double() - x.mean()) * scale + y.mean()).float()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """boundary: mean |log-depth error| near discontinuities, `inside`: everywhere; of whole pass and tiles.
+
+    seams: gradients across borders and at the same places without one.
+    """
+
+    boundary: tuple[float, float]
+    inside: tuple[float, float]
+    seams: boundaries.Seams
+
+    @property
+    def boundary_gain(self) -> float:
+        return 1 - self.boundary[1] / self.boundary[0]
+
+
+def measure(whole: Tensor, merged: tuple[Tensor, Tensor], lines: tuple, truth: Tensor, mask: Tensor,
+            radius: int) -> Figures:
+    """Figures of one scene from full-size log-depths; lines: (rows, columns) of either merge, in pixels."""
+    aligned = [align(values, truth, mask) for values in (whole, merged[0])]
+    errors = [boundaries.boundary_error(values, truth, mask, radius) for values in aligned]
+    inside = [float((values - truth)[mask].abs().double().mean()) for values in aligned]
+    smooth = mask & ~boundaries.boundary_band(truth, mask, radius + radius // 2)
+    return Figures(tuple(errors), tuple(inside), boundaries.seams(merged, lines, smooth))
+
+
+def log_truth(scene: Scene) -> Tensor:
+    """(H,W) natural logarithm of depth; what is not valid lies as far as the farthest valid pixel."""
+    return torch.where(scene.mask, scene.depth, scene.depth.max()).log()
+
+
+def run_scene(model, seed: int, height: int, width: int, detail: float, overlap: float):
+    """Figures of one scene, and its pictures: photograph, truth, whole pass, tiles (small)."""
+    from tests.harness.inprocess import pack_module
+
+    estimation, tiled = pack_module("nodes.estimation"), pack_module("nodes.tiled")
+    scene = render_scene(HELD_OUT + seed, height, width)
+    image, counted = scene.image[None], torch.ones(1, height, width, dtype=torch.bool)
+    size = tiled.tiled_size(height, width, model.info.height * model.info.width, detail, overlap)
+    if size is None:
+        raise ValueError(f"--detail: {detail:g} gives nothing to tile at {width}x{height}")
+    other = replace(size, plan=shifted_plan(size.plan))
+    with torch.inference_mode():
+        start = time.perf_counter()
+        whole = estimation.estimate(model, image, counted, size.whole)["log_depth"][0]
+        middle = time.perf_counter()
+        first = estimation.estimate(model, image, counted, size)["log_depth"][0]
+        end = time.perf_counter()
+        second = estimation.estimate(model, image, counted, other)["log_depth"][0]
+    scale = width / size.frame.resized_width
+    lines = tuple(tuple([round(line * scale) for line in side] for side in tiling.borders(plan))
+                  for plan in (size.plan, other.plan))
+    radius = round(width / size.whole.resized_width)
+    truth = log_truth(scene)
+    figures = measure(whole, (first, second), lines, truth, scene.mask, radius)
+    print(f"scene {seed}: {len(size.plan)} tiles of {size.plan.tile_width}x{size.plan.tile_height} in "
+          f"{size.frame.resized_width}x{size.frame.resized_height}; whole {middle - start:.1f} s, tiles "
+          f"{end - middle:.1f} s; boundary error (within {radius} px) {figures.boundary[0]:.4f} -> "
+          f"{figures.boundary[1]:.4f} ({100 * figures.boundary_gain:+.1f} % gained), everywhere "
+          f"{figures.inside[0]:.4f} -> {figures.inside[1]:.4f}; border gradient "
+          f"{100 * figures.seams.excess:+.1f} % of elsewhere", flush=True)
+    return figures, (scene.image, truth, align(whole, truth, scene.mask), align(first, truth, scene.mask))
+
+
+def draw(pictures: tuple[Tensor, ...], path: Path) -> None:
+    """Photograph, truth, whole pass and tiles side by side, and below a detail of each at full size."""
+    from PIL import Image
+
+    image, truth = pictures[0], pictures[1]
+    low, high = torch.quantile(truth.flatten()[::97], torch.tensor([0.02, 0.98]))
+
+    def colours(values: Tensor) -> Tensor:
+        if values.ndim == 3:
+            return values
+        return (1 - (values - low) / (high - low)).clamp(0, 1)[..., None].expand(-1, -1, 3)
+
+    # The detail lies where the truth has most depth edges.
+    cell = min(truth.shape) // 6
+    jumps = (truth[1:, 1:] - truth[1:, :-1]).abs().clamp(max=0.5)[None, None]
+    density = F.avg_pool2d(jumps, cell, stride=cell // 2)[0, 0]
+    row, column = divmod(int(density.argmax()), density.shape[1])
+    top, left = row * cell // 2, column * cell // 2
+    rows = []
+    for region in (slice(None), slice(top, top + cell)):
+        across = slice(None) if region == slice(None) else slice(left, left + cell * 4 // 3)
+        parts = [F.interpolate(colours(p)[region, across].movedim(-1, 0)[None], (240, 320), mode="area")[0]
+                 for p in (image, *pictures[1:])]
+        rows.append(torch.cat(parts, dim=2))
+    sheet = torch.cat(rows, dim=1).movedim(0, -1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray((sheet * 255).round().byte().numpy()).save(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="models/fe2e-nano.safetensors", help="an FE2E checkpoint")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--height", type=int, default=3072)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--detail", type=float, default=4.0)
+    parser.add_argument("--overlap", type=float, default=0.25)
+    parser.add_argument("--picture", type=Path, help="where to draw the first scene")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    from tests.harness.inprocess import pack_module
+
+    model = pack_module("nodes.loading").load_checkpoint(options.model, None, 1.0, "default")
+    figures = []
+    for number, seed in enumerate(options.seeds):
+        result, pictures = run_scene(model, seed, options.height, options.width, options.detail, options.overlap)
+        figures.append(result)
+        if options.picture and not number:
+            draw(pictures, options.picture)
+    count = len(figures)
+    gains = 1 - sum(f.boundary[1] for f in figures) / sum(f.boundary[0] for f in figures)
+    excess = sum(f.seams.at for f in figures) / sum(f.seams.off for f in figures) - 1
+    print(f"{count} scenes: boundary error {100 * gains:.1f} % below the enlarged whole pass (wanted: 20), "
+          f"border gradient {100 * excess:+.1f} % of elsewhere (wanted: within 5)")
+    if options.json:
+        options.json.write_text(json.dumps({"boundary_gain": gains, "seam_excess": excess, "scenes": count}))
+
+
+if __name__ == "__main__":
+    main()
