@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.comfyui import ROOT, obtain
+from tools.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class ComfyServer:
         self._arguments = tuple(arguments)
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         link = self.base / "custom_nodes" / pack_name
@@ -139,10 +141,12 @@ class ComfyServer:
                 command, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
+        self._guard = Guard(self._process.pid)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 code = self._process.returncode
+                self.stop()
                 raise RuntimeError(f"ComfyUI ended with {code} while starting:\n{self.log[-4000:]}")
             try:
                 self.get("/system_stats")
@@ -155,6 +159,9 @@ class ComfyServer:
     def stop(self) -> None:
         """Ends the process that this object started (its group, politely first)."""
         process, self._process = self._process, None
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.release()
         if process is None or process.poll() is not None:
             return
         os.killpg(process.pid, signal.SIGINT)
