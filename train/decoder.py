@@ -26,6 +26,7 @@ from train.fast_attention import use_fast_attention
 from train.fast_norm import use_fast_norms, use_plain_norms
 from train.latents import CHUNK, open_latents, pixels_of_chunk, scaled_size
 from train.pool import open_pools
+from train.precision import fast_autocast
 from train.replicas import train_replicas
 from train.state import load_state, save_state
 from train.transformer import ConditionedTransformer
@@ -64,12 +65,12 @@ class DecoderTask:
         weight = pixels.valid[:count, None].float()
         weight = weight + self.config.invalid_weight * (1 - weight)
         batch = encoded.read(np.arange(begin, begin + count))
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), fast_autocast():
             depth, facing = predict_latents(
                 velocity_of(self.transformer.transformer), batch.image, self.transformer.conditioning()
             )
         latents = torch.cat([depth.float(), facing.float(), batch.depth, batch.normal]) / SCALE + SHIFT
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             pictures = model(latents.to(memory_format=torch.channels_last)).float()
         error = (pictures - torch.cat([label, normal, label, normal])) * weight.repeat(4, 1, 1, 1)
         return error.abs().mean() + error.square().mean()

@@ -22,6 +22,7 @@ from train.config import LatentPool, ScenePool
 from train.fast_norm import use_fast_norms
 from train.objective import latent_mask
 from train.pool import Pool, Sample, Size, open_pools, scene_numbers
+from train.precision import fast_autocast
 from train.vae import as_pictures
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def resized(sample: Sample, size: Size) -> Sample:
 def encode_sample(autoencoder: AutoencoderKL, sample: Sample) -> LatentBatch:
     """What the objective needs of one sample."""
     pictures = torch.cat(as_pictures(sample)).to(memory_format=torch.channels_last)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), fast_autocast():
         latents = encode(autoencoder, pictures).float().contiguous()
     image, depth, normal = latents.chunk(3)
     return LatentBatch(image, depth, normal, latent_mask(sample.valid))

@@ -20,6 +20,7 @@ from train.config import LatentPool, ScenePool, TransformerShape, TransformerTra
 from train.fast_attention import use_fast_attention
 from train.latents import open_latents
 from train.objective import joint_loss
+from train.precision import fast_autocast
 from train.replicas import train_replicas
 from train.state import load_state, save_state
 
@@ -68,7 +69,7 @@ class TransformerTask:
         batch = max(1, (self.config.fine_batch if is_fine else self.config.batch) // replicas)
         data = sets[size].read(np.sort(rng.choice(sets[size].count, min(batch, sets[size].count), replace=False)))
         weight = data.valid + (1 - data.valid) * self.config.invalid_weight
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_autocast():
             depth, normal = joint_loss(
                 velocity_of(model.transformer), data.image, data.depth, data.normal, weight, model.conditioning()
             )

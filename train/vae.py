@@ -19,6 +19,7 @@ from train.backend import SCALE, SHIFT, build_autoencoder
 from train.config import AutoencoderShape, AutoencoderTraining, ScenePool
 from train.fast_norm import use_fast_norms, use_plain_norms
 from train.pool import Pool, Sample, Size, open_pools
+from train.precision import fast_autocast
 from train.replicas import train_replicas
 from train.state import load_state, save_state
 
@@ -97,7 +98,7 @@ def reconstruction_loss(autoencoder: AutoencoderKL, pictures: Tensor, kl_weight:
     The posterior is sampled here and only here: the noise makes the decoder smooth, so that it forgives a
     transformer that is a little wrong. `kl_weight` is per pixel.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_autocast():
         moments = autoencoder.encoder(pictures)
         mean, logvar = moments.float().chunk(2, dim=1)
         logvar = logvar.clamp(-20, 10)
