@@ -163,10 +163,14 @@ def plan(config: NanoConfig, out: Path) -> list[str]:
     for size in config.pool.sizes:
         if len(size) != 2 or any(side % 16 or side < 16 for side in size):
             raise ValueError(f"[pool] size {list(size)}; expected [height, width], multiples of 16")
+    if config.start and not Path(config.start).is_file():
+        raise FileNotFoundError(f"start {config.start}: there is no such file; give a small FE2E checkpoint")
     height, width = trained_size(config)
     return [
         f"render {config.pool.scenes} scenes (seeds from {config.pool.first_seed}) into {config.work}/pool",
-        f"train an autoencoder with channels {levels} for {config.autoencoder.steps} steps",
+        f"take the autoencoder and the first weights of {config.start}"
+        if config.start
+        else f"train an autoencoder with channels {levels} for {config.autoencoder.steps} steps",
         f"encode {config.small.share:.0%} of the scenes at scale {config.small.scale:g}, "
         f"{config.fine.share:.0%} at {config.fine.scale:g}",
         f"train a transformer of width {shape.width}, {shape.double_blocks} + {shape.single_blocks} blocks, for "

@@ -229,6 +229,30 @@ def test_a_run_of_seconds_learns_writes_and_resumes(tmp_path: Path):
     assert out.read_bytes() == first
 
 
+def test_a_run_goes_on_from_a_finished_model(tmp_path: Path):
+    first = dataclasses.replace(TINY_RUN, work=str(tmp_path / "first"))
+    train_nano(first, tmp_path / "first.safetensors", lambda line: None)
+    training = dataclasses.replace(TINY_RUN.transformer, steps=1, fine_steps=0, learning_rate=0.0, muon_rate=0.0)
+    further = dataclasses.replace(
+        TINY_RUN,
+        work=str(tmp_path / "further"),
+        start=str(tmp_path / "first.safetensors"),
+        transformer=training,
+        decoder=dataclasses.replace(TINY_RUN.decoder, steps=0),
+    )
+    train_nano(further, tmp_path / "further.safetensors", lambda line: None)
+    image = render_scene(4, 32, 48).image
+    before, after = (
+        CheckpointPredictor(tmp_path / f"{name}.safetensors")(image) for name in ("first", "further")
+    )
+    # a step of length zero changes nothing: everything that predicts was taken over
+    torch.testing.assert_close(before, after, atol=0, rtol=0)
+    other = dataclasses.replace(further, transformer_shape=dataclasses.replace(TINY, single_blocks=2))
+    with pytest.raises(ValueError, match=r"start .*first\.safetensors: .*\[transformer_shape\]"):
+        train_nano(dataclasses.replace(other, work=str(tmp_path / "other")), tmp_path / "x", lambda line: None)
+    assert not (tmp_path / "x").exists()
+
+
 def test_shipped_configuration_is_valid_and_dry_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "model.safetensors"
     assert main(["nano", "--dry-run", "--out", str(out), "--work", str(tmp_path / "work")]) == 0
