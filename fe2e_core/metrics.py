@@ -6,6 +6,8 @@ counts. Results are Python floats, computed in float64.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 
 LOG_CLIP = 5.0
 """FE2E's evaluation clips the aligned log-depth here (148 m) before the exponential."""
+
+FARTHEST_DISPARITY = 1e-3
+"""Marigold's evaluation clips aligned disparity here (1000 m) before the reciprocal."""
 
 NORMAL_THRESHOLDS = (5.0, 7.5, 11.25, 22.5, 30.0)
 
@@ -57,6 +62,52 @@ def log_rmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     if not bool((a > 0).all()):
         raise ValueError("prediction: counted pixels hold depth that is not positive; clamp it first")
     return float((a.log() - b.log()).square().mean().sqrt())
+
+
+@dataclass(frozen=True)
+class DepthSummary:
+    """All depth errors of one picture. sq_rel is the mean of squared difference / target (in the unit of depth);
+    delta1 to delta3 are shares in [0, 1]; log_rmse is infinite where a counted prediction is not positive.
+    """
+
+    abs_rel: float
+    sq_rel: float
+    rmse: float
+    log_rmse: float
+    delta1: float
+    delta2: float
+    delta3: float
+
+
+def depth_summary(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> DepthSummary:
+    """The errors above in one go, which for large pictures saves most of the time. Raises what `abs_rel` raises."""
+    a, b = _pair(prediction, target, mask)
+    positive = bool((a > 0).all())
+    difference = (a - b).abs()
+    ratio = torch.maximum(a / b, b / a.clamp_min(1e-300))
+    if not positive:
+        ratio = torch.where(a > 0, ratio, torch.inf)
+    within = [float((ratio < 1.25**power).double().mean()) for power in (1, 2, 3)]
+    return DepthSummary(
+        float((difference / b).mean()),
+        float((difference.square() / b).mean()),
+        float(difference.square().mean().sqrt()),
+        float((a / b).log().square().mean().sqrt()) if positive else math.inf,
+        *within,
+    )
+
+
+def rank_mean(values: Sequence[float], ranks: int) -> float:
+    """The mean of the means of `ranks` processes, as the released evaluation averages over its GPUs.
+
+    The values, in the order of the list of images, are cut into runs of len // ranks; the last one takes the rest. It
+    differs from the sample mean when the runs differ in length. ValueError when a process would get no value.
+    """
+    share = len(values) // ranks if ranks > 0 else 0
+    if share == 0:
+        raise ValueError(f"{len(values)} values on {ranks} processes; expected at least one value for each")
+    runs = [values[rank * share : (rank + 1) * share] for rank in range(ranks - 1)] + [values[(ranks - 1) * share :]]
+    return math.fsum(math.fsum(run) / len(run) for run in runs) / ranks
 
 
 @dataclass(frozen=True)
@@ -112,6 +163,26 @@ def align_linear(
     return Alignment(_clip(scale * depth.double() + shift, near, far), scale, shift)
 
 
+def align_disparity(
+    disparity: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    near: float | None = None,
+    far: float | None = None,
+) -> Alignment:
+    """Marigold's alignment for methods that predict disparity: 1 / target ~ scale * disparity + shift, least squares
+    over the counted pixels with a positive prediction; clipped at 0.001 1/m, inverted, clipped to [near, far].
+    Raises ValueError when no counted pixel has a positive prediction.
+    """
+    counted = disparity > 0 if mask is None else mask & (disparity > 0)
+    if not bool(counted.any()):
+        raise ValueError("disparity: no counted pixel is positive; expected a map that is larger where it is nearer")
+    x, y = _pair(disparity, target, counted)
+    scale, shift = _line(x, 1 / y)
+    depth = 1 / (scale * disparity.double() + shift).clamp_min(FARTHEST_DISPARITY)
+    return Alignment(_clip(depth, near, far), scale, shift)
+
+
 def _clip(depth: Tensor, near: float | None, far: float | None) -> Tensor:
     return depth if near is None and far is None else depth.clamp(min=near, max=far)
 
@@ -138,6 +209,13 @@ class NormalSummary:
     within: dict[float, float]
 
 
+def _median(values: Tensor) -> float:
+    """The middle value of (N,), the mean of the two middle ones for even N (`Tensor.median` takes the lower one)."""
+    lower, upper = (values.numel() + 1) // 2, values.numel() // 2 + 1
+    middle = values.kthvalue(lower).values
+    return float(middle if lower == upper else (middle + values.kthvalue(upper).values) / 2)
+
+
 def normal_summary(errors: Tensor, thresholds: tuple[float, ...] = NORMAL_THRESHOLDS) -> NormalSummary:
     """Summary of angular errors (any shape, degrees), all pixels pooled (DSINE's protocol). ValueError when empty."""
     values = errors.flatten().double()
@@ -145,7 +223,7 @@ def normal_summary(errors: Tensor, thresholds: tuple[float, ...] = NORMAL_THRESH
         raise ValueError("errors: no value given; expected at least one")
     return NormalSummary(
         mean=float(values.mean()),
-        median=float(values.median()),
+        median=_median(values),
         rmse=float(values.square().mean().sqrt()),
         within={t: float((values < t).double().mean()) for t in thresholds},
     )
