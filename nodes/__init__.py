@@ -21,6 +21,7 @@ class FE2EExtension(ComfyExtension):
             mesh,
             normal,
             pictures,
+            renames,
             scene,
             video,
         )
@@ -40,7 +41,8 @@ class FE2EExtension(ComfyExtension):
             anchor,
             video,
         )
-        return [node for module in modules for node in module.NODES]
+        nodes = [node for module in modules for node in module.NODES]
+        return nodes + await renames.keep_old_ids(nodes)
 
 
 async def comfy_entrypoint() -> ComfyExtension:
