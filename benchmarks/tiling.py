@@ -76,10 +76,10 @@ def run_scene(model, seed: int, height: int, width: int, detail: float, overlap:
     """Figures of one scene, and its pictures: photograph, truth, whole pass, tiles (small)."""
     from tests.harness.inprocess import pack_module
 
-    estimation, tiled = pack_module("nodes.estimation"), pack_module("nodes.tiled")
+    estimation, sizes = pack_module("nodes.estimation"), pack_module("fe2e_core.estimation")
     scene = render_scene(HELD_OUT + seed, height, width)
     image, counted = scene.image[None], torch.ones(1, height, width, dtype=torch.bool)
-    size = tiled.tiled_size(height, width, model.info.height * model.info.width, detail, overlap)
+    size = sizes.tiled_size(height, width, model.info.height * model.info.width, detail, overlap)
     if size is None:
         raise ValueError(f"--detail: {detail:g} gives nothing to tile at {width}x{height}")
     other = replace(size, plan=shifted_plan(size.plan))

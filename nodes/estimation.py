@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-
 import comfy.model_management as mm
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..fe2e_core import sizing
+from ..fe2e_core import estimation, sizing
 from ..fe2e_core.depth_decoding import DepthStyle, decode_depth
-from ..fe2e_core.geometry import encode_normal, normal_from_network
+from ..fe2e_core.estimation import TiledSize, choose_size, passes
+from ..fe2e_core.geometry import encode_normal
 from ..fe2e_core.images import check_image, check_mask
 from .prediction import Run
-from .tiled import TiledSize, estimate_tiled, tiled_size
 from .types import FE2EGeometryType, FE2EModel, FE2EModelType
-
-logger = logging.getLogger(__name__)
 
 TRAINED, NATIVE, LONGEST, REFERENCE = "trained size", "native size", "longest side", "reference sizes"
 TILED = "tiled (large pictures)"
+_MODES = {TRAINED: "trained", NATIVE: "native", LONGEST: "longest_side", REFERENCE: "reference", TILED: estimation.TILED}
 
 
 def estimate(model: FE2EModel, image: Tensor, mask: Tensor, size: sizing.Frame | TiledSize,
@@ -30,15 +26,8 @@ def estimate(model: FE2EModel, image: Tensor, mask: Tensor, size: sizing.Frame |
     image (B,H,W,3) in [0,1], mask (B,H,W) bool. chunk: pictures (or tiles) at once, 0 for as many as memory allows;
     running out of memory halves it and goes on. Raises RuntimeError when not even one picture fits.
     """
-    if isinstance(size, TiledSize):
-        log_depth, normal = estimate_tiled(model, image, size, chunk)
-    else:
-        run = Run(model, chunk, image.shape[0])
-        depths, normals = [], []
-        for depth, vectors in run.predict(image.shape[0], lambda start, stop: sizing.to_model(image[start:stop], size)):
-            depths.append(sizing.from_model(depth, size).clamp(-1, 1))
-            normals.append(normal_from_network(sizing.from_model(vectors, size)))
-        log_depth, normal = torch.cat(depths), torch.cat(normals)
+    run = Run(model, chunk, image.shape[0] * passes(size))
+    log_depth, normal = estimation.estimate(run.predict, image, size)
     return {"log_depth": log_depth, "normal": normal, "mask": mask, "image": image}
 
 
@@ -96,14 +85,8 @@ class FE2EEstimate(io.ComfyNode):
         counted = check_mask(mask, image)
         height, width = image.shape[1:3]
         pixels = fe2e_model.info.height * fe2e_model.info.width
-        frame: sizing.Frame | TiledSize | None = None
-        if size["size"] == TILED:
-            frame = tiled_size(height, width, pixels, size["detail"], size["overlap"])
-            if frame is None:
-                logger.info("FE2E: %dx%d is hardly larger than the trained size; no tiles are needed", width, height)
-        if frame is None:
-            mode = {TRAINED: "trained", NATIVE: "native", LONGEST: "longest_side", REFERENCE: "reference", TILED: "trained"}[size["size"]]
-            frame = sizing.fit(height, width, mode, pixels=pixels, longest_side=size.get("longest_side", 1024))
+        given = {key: value for key, value in size.items() if key != "size"}
+        frame = choose_size(height, width, _MODES[size["size"]], pixels=pixels, **given)
         geometry = estimate(fe2e_model, image, counted, frame, chunk)
         depth = decode_depth(geometry["log_depth"], geometry["mask"], DepthStyle("disparity", near_white=near_white)).picture
         device = mm.intermediate_device()
