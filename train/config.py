@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import tomllib
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import TypeVar
+
+from train.typed_toml import build_config, read_toml
 
 T = TypeVar("T")
 
@@ -129,28 +128,4 @@ def load_config(path: str | os.PathLike[str], kind: type[T]) -> T:
 
     Raises FileNotFoundError, or ValueError naming the file and the key for unknown keys and wrong types.
     """
-    raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    return _build(raw, kind, str(path))
-
-
-def _build(raw: dict[str, Any], kind: type, where: str) -> Any:
-    hints = get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    values: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key not in names:
-            raise ValueError(f"{where}: unknown key '{key}'; expected one of {', '.join(names)}")
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: '{key}' is {value!r}; expected a table")
-            values[key] = _build(value, hint, f"{where} [{key}]")
-        elif hint in (int, float, str):
-            if isinstance(value, bool) or not isinstance(value, (int, float) if hint is float else hint):
-                raise ValueError(f"{where}: '{key}' is {value!r}; expected {hint.__name__}")
-            values[key] = hint(value)
-        else:
-            if not isinstance(value, list):
-                raise ValueError(f"{where}: '{key}' is {value!r}; expected a list")
-            values[key] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-    return kind(**values)
+    return build_config(read_toml(path), kind, str(path))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from fe2e_core.quantization import SCHEMES
 from train.data.settings import DataConfig, data_config
 from train.dispersive import DispersiveConfig
-from train.typed_toml import build_config
+from train.typed_toml import build_config, read_toml
 
 STARTS = ("zero", "noise")
 TIMES = ("one", "random")
@@ -164,13 +163,7 @@ class _Rest:
 
 def load_recipe(path: str) -> FinetuneConfig:
     """A TOML file as a run. Raises FileNotFoundError, or ValueError naming file, table and key."""
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no configuration file '{path}'")
-    try:
-        raw = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    raw = read_toml(path)
     data = raw.pop("data", None)
     if data is None:
         raise ValueError(f"{path}: there is no [data] table; train/data/settings.py shows one")

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A TOML file's tables. Raises FileNotFoundError, or ValueError naming the file when it is no TOML."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file '{path}'")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number too long, brackets too deep
+        raise ValueError(f"{path}: {error}; expected a TOML file in UTF-8") from error
 
 
 def build_config(raw: Mapping[str, Any], kind: type[T], where: str) -> T:
@@ -51,4 +66,6 @@ def _value(value: Any, hint: Any, what: str) -> Any:
     allowed = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, allowed):
         raise ValueError(f"{what} is {value!r}; expected {hint.__name__}")
+    if not isinstance(value, str) and not (math.isfinite(value) and abs(value) < 2**63):
+        raise ValueError(f"{what} is {value!r}; expected a number that is finite and below 2^63")
     return hint(value)

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from fe2e_core.geometry import NORMAL_CONVENTIONS, decode_normal, distance_to_de
 from train.data.derived_normals import derive_normals
 from train.data.frame import BadFrame, Frame, fit_frame, make_frame
 from train.data.pictures import read_array, read_picture
-from train.typed_toml import build_config
+from train.typed_toml import build_config, read_toml
 
 DESCRIPTION = "dataset.toml"
 _NAME = "{name}"
@@ -62,6 +61,8 @@ class FolderDescription:
             value = getattr(self, key)
             if value and value.count(_NAME) != 1:
                 raise ValueError(f"{key} = {value!r}; expected a path with one {_NAME}")
+            if Path(value).is_absolute() or "\0" in value:
+                raise ValueError(f"{key} = {value!r}; expected a path relative to the folder of {DESCRIPTION}")
         if self.depth_kind not in ("planar", "distance"):
             raise ValueError(f"depth_kind = {self.depth_kind!r}; expected 'planar' or 'distance'")
         if self.normal_convention not in NORMAL_CONVENTIONS:
@@ -90,9 +91,7 @@ class Folder:
             raise FileNotFoundError(
                 f"{name}: there is no description '{path}'; train/data/folder.py shows one"
             )
-        self._about = build_config(
-            tomllib.loads(path.read_text(encoding="utf-8")), FolderDescription, str(path)
-        )
+        self._about = build_config(read_toml(path), FolderDescription, str(path))
         before, after = self._about.image.split(_NAME)
         stem = Path(before).parent if not before.endswith("/") else Path(before)
         start = self._root / stem

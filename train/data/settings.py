@@ -19,10 +19,8 @@ root = "/data/vkitti"
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from train.data.folder import Folder, FolderConfig
@@ -31,7 +29,7 @@ from train.data.hypersim import Hypersim, HypersimConfig
 from train.data.mixture import Mixture
 from train.data.procedural import Procedural, ProceduralConfig
 from train.data.vkitti import VirtualKitti, VirtualKittiConfig
-from train.typed_toml import build_config
+from train.typed_toml import build_config, read_toml
 
 _KINDS = {
     "hypersim": (HypersimConfig, Hypersim),
@@ -78,8 +76,25 @@ class DataConfig:
         )
 
 
+@dataclass(frozen=True)
+class _Counts:
+    """What [data] says besides its sources, as in `DataConfig`."""
+
+    batch: int = 1
+    seed: int = 0
+    mirror: float = 0.5
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or min(self.seed, self.workers) < 0 or not 0 <= self.mirror <= 1:
+            raise ValueError(f"batch {self.batch}, seed {self.seed}, workers {self.workers}, mirror {self.mirror}; expected at "
+                             "least 1, 0 and 0, and a probability")
+
+
 def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
     """A configuration file's `[data]` table. Raises ValueError naming the file and what is wrong."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where}: [data] is {raw!r}; expected a table")
     table = dict(raw)
     tables = table.pop("source", None)
     if not isinstance(tables, list) or not tables:
@@ -87,32 +102,25 @@ def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
     sources = []
     for number, entry in enumerate(tables):
         here = f"{where} [[data.source]] {number + 1}"
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{here} is {entry!r}; expected a table")
         entry = dict(entry)
         kind, weight = entry.pop("kind", None), entry.pop("weight", 1.0)
-        if kind not in _KINDS:
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{here}: kind is {kind!r}; expected one of {', '.join(_KINDS)}")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < 2**63:
             raise ValueError(f"{here}: weight is {weight!r}; expected a number of at least 0")
         name = entry.pop("name", kind)
         if not isinstance(name, str) or "/" in name or not name:
             raise ValueError(f"{here}: name is {name!r}; expected a word without '/'")
         sources.append(WeightedSource(name, kind, float(weight), build_config(entry, _KINDS[kind][0], here)))
-    for key in table:
-        if key not in ("batch", "seed", "mirror", "workers"):
-            raise ValueError(
-                f"{where} [data]: unknown key '{key}'; expected batch, seed, mirror, workers, [[data.source]]"
-            )
-        if isinstance(table[key], bool) or not isinstance(table[key], int | float):
-            raise ValueError(f"{where} [data]: {key} is {table[key]!r}; expected a number")
-    return DataConfig(sources=tuple(sources), **table)
+    counts = build_config(table, _Counts, f"{where} [data]")
+    return DataConfig(sources=tuple(sources), **asdict(counts))
 
 
 def load_data_config(path: str) -> DataConfig:
     """The `[data]` table of a TOML file. Raises FileNotFoundError or ValueError."""
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no configuration file '{path}'")
-    raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    raw = read_toml(path)
     if "data" not in raw:
         raise ValueError(f"{path}: there is no [data] table; train/data/settings.py shows one")
     return data_config(raw["data"], path)
