@@ -27,16 +27,19 @@ class TransformerSize:
     single_blocks: int
 
 
-def transformer_shapes(size: TransformerSize, folded: bool) -> Shapes:
-    """Every tensor of the FLUX-shaped transformer without guidance and without the connector, public FLUX names.
+def transformer_shapes(size: TransformerSize, folded: bool, guidance: bool = False) -> Shapes:
+    """Every tensor of the FLUX-shaped transformer without the connector, public FLUX names.
 
-    folded: `.constant` (out,) in the place of each modulation Linear's weight and bias.
+    folded: `.constant` (out,) in the place of each modulation Linear's weight and bias. guidance: with an input for
+    the guidance scale (FLUX.1 dev, Kontext), which no folded transformer has.
     """
     h = size.hidden
     linear = {"img_in": (h, TOKEN_WIDTH), "txt_in": (h, size.context),
               "time_in.in_layer": (h, 256), "time_in.out_layer": (h, h),
               "vector_in.in_layer": (h, size.pooled), "vector_in.out_layer": (h, h),
               "final_layer.linear": (TOKEN_WIDTH, h), "final_layer.adaLN_modulation.1": (2 * h, h)}
+    if guidance:
+        linear |= {"guidance_in.in_layer": (h, 256), "guidance_in.out_layer": (h, h)}
     norms: list[str] = []
     for i in range(size.double_blocks):
         for side in ("img", "txt"):

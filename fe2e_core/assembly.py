@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .folding import CONSTANT, fold_module, is_modulation
+from .folding import CONSTANT, fold_module, is_folded_away, is_modulation
 from .quantized import FORMATS, FP8, QuantizedWeight, is_block_weight, marker, quantize, stored_as
 from .tensorfile import meta
 
@@ -44,7 +44,8 @@ class Assembled(Mapping[str, Tensor]):
     """Transformer tensors (public FLUX names, of any source) in the given storage, folded when silu_vec is given.
 
     source: names to float tensors; `Dequantized` and `Merged` also tell how they are stored. silu_vec (1, hidden): in
-    the dtype that the modulation layers run in. Names under `connector.` are left out.
+    the dtype that the modulation layers run in. Names under `connector.` are left out, and in a folded transformer
+    those of the guidance input.
     """
 
     def __init__(self, source: Mapping[str, Tensor], silu_vec: Tensor | None, storage: Storage):
@@ -53,7 +54,7 @@ class Assembled(Mapping[str, Tensor]):
         self._storage = storage
         self._entries: dict[str, tuple[Tensor, Callable[[], Tensor]]] = {}
         for name in source:
-            if not name.startswith("connector."):
+            if not (name.startswith("connector.") or (silu_vec is not None and is_folded_away(name))):
                 self._plan(name)
 
     def _plan(self, name: str) -> None:

@@ -4,6 +4,7 @@
                                        quantised: beside a weight its `.weight_scale` and `.comfy_quant`
     vae.<FLUX autoencoder name>
     conditioning.context (1,T,C), conditioning.pooled (1,P), conditioning.silu_vec (1,hidden)
+    conditioning.guidance (1,)         only with a transformer that has a guidance input and is not folded
     metadata: format "fe2e", format_version, and the fields of `CheckpointInfo`
 
 `silu_vec` is what every modulation layer is given; with it a later LoRA on a folded layer can still be applied.
@@ -15,10 +16,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 
+import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
-from .folding import is_folded
+from .folding import has_guidance, is_folded
 from .quantized import Dequantized
 from .recognition import check_transformer, check_vae, describe
 from .tensorfile import Joined, Prefixed, TensorFile, meta, write_tensors
@@ -85,11 +87,14 @@ def read_checkpoint(file: TensorFile) -> Checkpoint:
     check_transformer(transformer, file.what)
     check_vae(vae, file.what)
     missing = [k for k in ("conditioning.context", "conditioning.pooled") if k not in file]
-    if missing or (is_folded(transformer) and "conditioning.silu_vec" not in file):
-        raise ValueError(f"{file.what}: '{name}' lacks {missing or ['conditioning.silu_vec']}; the file is incomplete, make it again")
+    missing += ["conditioning.silu_vec"] * (is_folded(transformer) and "conditioning.silu_vec" not in file)
+    missing += ["conditioning.guidance"] * (has_guidance(transformer) and "conditioning.guidance" not in file)
+    if missing:
+        raise ValueError(f"{file.what}: '{name}' lacks {missing}; the file is incomplete, make it again")
     _check_conditioning(file, transformer, file.what)
     silu_vec = file.get("conditioning.silu_vec")
-    conditioning = Conditioning(file["conditioning.context"], file["conditioning.pooled"])
+    guidance = float(file["conditioning.guidance"].float().reshape(-1)[0]) if has_guidance(transformer) else None
+    conditioning = Conditioning(file["conditioning.context"], file["conditioning.pooled"], guidance)
     return Checkpoint(_info(file.metadata, file.what), transformer, vae, conditioning, silu_vec)
 
 
@@ -134,6 +139,10 @@ def write_checkpoint(path: str | os.PathLike, info: CheckpointInfo, transformer:
         constants["silu_vec"] = silu_vec
     elif is_folded(transformer):
         raise ValueError("transformer: it is folded and silu(vec) is missing; without it no later LoRA could be applied")
+    if has_guidance(transformer):
+        if conditioning.guidance is None:
+            raise ValueError("conditioning: the transformer has a guidance input and no guidance is given")
+        constants["guidance"] = torch.tensor([conditioning.guidance])
     names = [name for name in transformer if not name.startswith("connector.")]
     check_transformer(Dequantized(transformer), "transformer")
     check_vae(vae, "VAE")

@@ -26,15 +26,21 @@ TIMESTEP = 1000.0
 
 @dataclass(frozen=True)
 class Conditioning:
-    """context (1,T,C) and pooled (1,P): constant inputs of the transformer, float32 unless stored otherwise."""
+    """context (1,T,C) and pooled (1,P): constant inputs of the transformer, float32 unless stored otherwise.
+
+    guidance: the constant guidance scale of a transformer that has an input for it (FLUX.1 dev, Kontext), else None.
+    """
 
     context: Tensor
     pooled: Tensor
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
         if self.context.ndim != 3 or self.context.shape[0] != 1 or self.pooled.ndim != 2 or self.pooled.shape[0] != 1:
             raise ValueError(f"conditioning: context {tuple(self.context.shape)} and pooled {tuple(self.pooled.shape)}; "
                              "expected (1, tokens, width) and (1, width)")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"conditioning: guidance is {self.guidance}; expected a finite number such as 1 or 3.5")
 
 
 def timestep_embedding(t: Tensor, width: int = 256) -> Tensor:
@@ -52,6 +58,7 @@ def constant_conditioning(weights: Mapping[str, Tensor], embeds: Tensor, mask: T
     weights: the checkpoint's tensors, of which those under `connector.` are read (any float dtype; computed in
     float32). embeds (T, width): the language model's embedding of the empty prompt. mask (T,): 1 where a token
     is real. heads: attention heads of the token refiner, by default one per 128 channels as in the release.
+    The connector of Step1X-Edit v1.1 has no `scale_factor`: its pooled vector is made of the mean as it is.
 
     Raises ValueError for a missing tensor, or when embeds and weights do not fit.
     """
@@ -75,7 +82,8 @@ def constant_conditioning(weights: Mapping[str, Tensor], embeds: Tensor, mask: T
 
     real = mask.float()[None, :, None]
     mean = (embeds * real).sum(1) / real.sum(1)
-    pooled = linear(mean * (1 + weight("scale_factor")), "global_proj_out")
+    scale = 1 + weight("scale_factor") if CONNECTOR_PREFIX + "scale_factor" in weights else 1.0
+    pooled = linear(mean * scale, "global_proj_out")
 
     time = timestep_embedding(torch.full((1,), TIMESTEP, device=embeds.device))
     time = linear(F.silu(linear(time, "S.t_embedder.mlp.0")), "S.t_embedder.mlp.2")

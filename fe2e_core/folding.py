@@ -22,6 +22,7 @@ from .conditioning import TIMESTEP, Conditioning, timestep_embedding
 _MODULATION = re.compile(r"(double_blocks\.\d+\.(img|txt)_mod\.lin|single_blocks\.\d+\.modulation\.lin"
                          r"|final_layer\.adaLN_modulation\.1)")
 CONSTANT = "constant"
+_GUIDANCE = "guidance_in."
 
 
 class Constant(nn.Module):
@@ -54,11 +55,22 @@ def is_folded(names: Iterable[str]) -> bool:
     return any(name.endswith("." + CONSTANT) and is_modulation(name.rpartition(".")[0]) for name in names)
 
 
+def has_guidance(names: Iterable[str]) -> bool:
+    """Whether these are the tensors of a transformer that is told its guidance (FLUX.1 dev, Kontext)."""
+    return f"{_GUIDANCE}in_layer.weight" in names
+
+
+def is_folded_away(name: str) -> bool:
+    """Whether a folded transformer does without this tensor: its guidance is in the constants."""
+    return name.startswith(_GUIDANCE)
+
+
 def modulation_input(weights: Mapping[str, Tensor], conditioning: Conditioning, dtype: torch.dtype) -> Tensor:
     """silu(vec), (1, hidden): what every modulation layer is given at t = 1.
 
     Computed in the dtype the transformer runs in and in its order of operations, so that the folded constants
-    equal what it would have computed.
+    equal what it would have computed. Raises ValueError for a transformer with a guidance input when the
+    conditioning says no guidance.
     """
     device = conditioning.pooled.device
 
@@ -69,8 +81,17 @@ def modulation_input(weights: Mapping[str, Tensor], conditioning: Conditioning, 
             x = F.linear(x, weights[f"{name}.{layer}.weight"].to(device, dtype), weights[f"{name}.{layer}.bias"].to(device, dtype))
         return x
 
-    time = timestep_embedding(torch.full((1,), TIMESTEP, device=device)).to(dtype)
-    return F.silu(embed(time, "time_in") + embed(conditioning.pooled.to(dtype), "vector_in"))
+    def scalar(value: float) -> Tensor:
+        return timestep_embedding(torch.full((1,), value, device=device)).to(dtype)
+
+    vec = embed(scalar(TIMESTEP), "time_in")
+    if has_guidance(weights):
+        if conditioning.guidance is None:
+            raise ValueError("conditioning: this transformer has a guidance input (FLUX.1 dev, Kontext) and no guidance is given; "
+                             "give the one it was trained with")
+        # the embedding counts guidance in thousandths, as it does time
+        vec = vec + embed(scalar(TIMESTEP * conditioning.guidance), "guidance_in")
+    return F.silu(vec + embed(conditioning.pooled.to(dtype), "vector_in"))
 
 
 def fold_module(weight: Tensor, bias: Tensor, silu_vec: Tensor) -> Tensor:
@@ -79,10 +100,13 @@ def fold_module(weight: Tensor, bias: Tensor, silu_vec: Tensor) -> Tensor:
 
 
 def fold(weights: Mapping[str, Tensor], silu_vec: Tensor) -> dict[str, Tensor]:
-    """Public FLUX weights -> folded weights; everything but the modulation Linears is passed through."""
+    """Public FLUX weights -> folded weights; everything but the modulation Linears is passed through, and a guidance
+    input left out: a folded FLUX.1 dev or Kontext is a transformer without guidance."""
     folded: dict[str, Tensor] = {}
     for name in weights:
         module, _, kind = name.rpartition(".")
+        if is_folded_away(name):
+            continue
         if not is_modulation(module):
             folded[name] = weights[name]
         elif kind == "weight":

@@ -17,7 +17,7 @@ from .architecture import (
     missing,
     transformer_shapes,
 )
-from .folding import is_folded
+from .folding import has_guidance, is_folded
 from .tensorfile import meta
 
 STEP1X = "step1x-edit-i1258.safetensors"
@@ -57,27 +57,32 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_transformer(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError unless these are the tensors of a FLUX-shaped transformer without guidance, whole and in shape.
+    """Raise ValueError unless these are the tensors of a FLUX-shaped transformer, whole and in shape.
 
     The names and shapes come from the header: no tensor is read.
     """
     if "double_blocks.0.img_attn.qkv.weight" not in tensors or "img_in.weight" not in tensors:
         raise ValueError(f"{what}: no FLUX-shaped transformer here; {describe(tensors)}. Expected Step1X-Edit v1.0 "
                          f"({STEP1X}) or a packed FE2E checkpoint")
-    if "guidance_in.in_layer.weight" in tensors:
-        raise ValueError(f"{what}: {describe(tensors)}; FE2E is trained on Step1X-Edit v1.0, which has none ({STEP1X})")
-    expected = transformer_shapes(_transformer_size(tensors, what), is_folded(tensors))
+    if is_folded(tensors) and has_guidance(tensors):
+        raise ValueError(f"{what}: it is folded and has a guidance input, which folding leaves out; make the file again")
+    expected = transformer_shapes(_transformer_size(tensors, what), is_folded(tensors), has_guidance(tensors))
     _check_shapes(tensors, expected, what, "transformer")
 
 
-def check_base(tensors: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError unless this is a released Step1X-Edit v1.0 file, of any size: transformer and connector.
+def check_base(tensors: Mapping[str, Tensor], what: str, released: bool = True) -> None:
+    """Raise ValueError unless this is a base to put a LoRA on: whole, in shape and not folded.
 
-    FE2E's LoRA is trained on v1.0. FLUX.1 schnell has no connector, v1.1 another one.
+    released: the LoRA is the released one, or there is none, so the base must be Step1X-Edit v1.0 (of any size, with
+    its connector). A LoRA of one's own may have been trained on any FLUX-shaped base: v1.1, FLUX.1 dev, schnell, Kontext.
     """
     check_transformer(tensors, what)
     if is_folded(tensors):
         raise ValueError(f"{what}: this transformer is folded already; load its file as an FE2E checkpoint")
+    if not released:
+        return
+    if has_guidance(tensors):
+        raise ValueError(f"{what}: {describe(tensors)}; FE2E is trained on Step1X-Edit v1.0, which has none ({STEP1X})")
     if _CONNECTOR not in tensors:
         raise ValueError(f"{what}: this is a FLUX-shaped transformer without Step1X-Edit's connector (FLUX.1 schnell?); FE2E is "
                          f"trained on Step1X-Edit v1.0. Choose {STEP1X}")

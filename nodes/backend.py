@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import comfy.ldm.flux.math
 import comfy.model_detection
@@ -24,6 +25,7 @@ from ..fe2e_core.conditioning import Conditioning
 from ..fe2e_core.folding import (
     CONSTANT,
     install_constants,
+    is_folded_away,
     modulation_input,
     modulation_modules,
 )
@@ -51,6 +53,8 @@ def build_transformer(tensors: Mapping[str, Tensor], conditioning: Conditioning,
     or it does not know their format.
     """
     shapes = _meta(tensors)
+    if silu_vec is not None or fold:
+        shapes = {name: shape for name, shape in shapes.items() if not is_folded_away(name)}
     config = comfy.model_detection.model_config_from_unet(shapes, "")
     if config is None or config.unet_config.get("image_model") != "flux":
         raise ValueError("transformer: ComfyUI does not recognise a FLUX transformer in this file; "
@@ -154,10 +158,12 @@ def transform(model: FE2EModel, image_latent: Tensor) -> tuple[Tensor, Tensor]:
     base = patcher.model
     dtype = base.get_dtype_inference()
     conditioning, extra = model.conditioning, {}
+    if conditioning.guidance is not None and base.diffusion_model.params.guidance_embed:
+        extra["guidance"] = torch.full((b,), conditioning.guidance, device=patcher.load_device)
     picture_tokens = 2 * (h // PATCH) * (w // PATCH)
     merged = merge_tokens(conditioning.context.to(dtype))
     if _adds_masks_cheaply(patcher) and merged.saves(picture_tokens):
-        conditioning = Conditioning(merged.context, conditioning.pooled)
+        conditioning = replace(conditioning, context=merged.context)
         extra["attention_mask"] = merged.mask(picture_tokens, dtype).to(patcher.load_device)
 
     def velocity(tokens: Tensor, ids: Tensor, context: Tensor, context_ids: Tensor, timestep: Tensor, pooled: Tensor) -> Tensor:

@@ -12,9 +12,10 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..fe2e_core.checkpoint import CheckpointInfo, read_checkpoint
-from ..fe2e_core.conditioning import constant_conditioning
+from ..fe2e_core.emptyprompt import read_conditioning
 from ..fe2e_core.lora import Merged, match_lora
-from ..fe2e_core.promptcache import REMEDY, read_prompt_cache
+from ..fe2e_core.promptcache import REMEDY
+from ..fe2e_core.provenance import Provenance, provenance
 from ..fe2e_core.quantized import Dequantized
 from ..fe2e_core.recognition import check_base
 from ..fe2e_core.tensorfile import TensorFile
@@ -43,8 +44,9 @@ def load_checkpoint(path: str, lora: str | None, strength: float, dtype: str) ->
 
 def load_parts(transformer: str, lora: str | None, strength: float, vae: str | comfy.sd.VAE, prompt_cache: str, dtype: str,
                fold: bool = True) -> FE2EModel:
-    """The released files -> FE2E_MODEL. vae: a path, or a connected comfy.sd.VAE."""
-    embeds, mask = read_prompt_cache(prompt_cache)
+    """The released files, or a base and the LoRA that one trained on it -> FE2E_MODEL. vae: a path, or a connected
+    comfy.sd.VAE. prompt_cache: of Step1X-Edit, or the encoded empty prompt of a base without connector."""
+    trained = _provenance(lora)
     if isinstance(vae, str):
         with TensorFile(vae, "VAE") as file:
             built_vae = build_vae(file)
@@ -53,12 +55,25 @@ def load_parts(transformer: str, lora: str | None, strength: float, vae: str | c
     with TensorFile(transformer, "transformer") as file:
         what = f"transformer '{file.path.name}'"
         base = Dequantized(file, file.metadata, what)
-        check_base(base, what)
-        heads = file.metadata.get("connector_heads", "")
-        conditioning = constant_conditioning(base, embeds, mask, int(heads) if heads.isdigit() else None)
+        check_base(base, what, released=trained is None)
+        if trained is not None and trained.base and trained.base != file.path.name:
+            logger.warning("FE2E: the LoRA was trained on '%s'; on '%s' it is right only if that is the same base under another name",
+                           trained.base, file.path.name)
+        conditioning = read_conditioning(prompt_cache, base, file.metadata.get("connector_heads", ""),
+                                         None if trained is None else trained.guidance)
         tensors, info = _with_lora(base, CheckpointInfo(name=file.path.stem, base=file.path.name), lora, strength, None)
         patcher, silu_vec = build_transformer(tensors, conditioning, None, WEIGHT_DTYPES[dtype], fold)
+    if info.notice:
+        logger.info("FE2E: %s", info.notice)
     return FE2EModel(patcher, built_vae, conditioning, silu_vec, info)
+
+
+def _provenance(lora: str | None) -> Provenance | None:
+    """What the LoRA at this path says of its training."""
+    if lora is None:
+        return None
+    with TensorFile(lora, "LoRA") as file:
+        return provenance(file.metadata, f"LoRA '{file.path.name}'")
 
 
 def _with_lora(tensors: Mapping[str, Tensor], info: CheckpointInfo, lora: str | None, strength: float,
@@ -68,6 +83,9 @@ def _with_lora(tensors: Mapping[str, Tensor], info: CheckpointInfo, lora: str | 
         return tensors, info
     with TensorFile(lora, "LoRA") as file:
         merged = Merged(tensors, match_lora(file, tensors, file.path.name), strength, silu_vec)
+        trained = provenance(file.metadata, f"LoRA '{file.path.name}'")
+        if trained is not None:
+            info = trained.of_checkpoint(info)
         names = [info.lora] if info.lora else []
         return merged, replace(info, lora=" + ".join([*names, f"{file.path.name} at {strength:g}"]))
 
@@ -95,7 +113,8 @@ class FE2ELoadModel(io.ComfyNode):
                     ]),
                     io.DynamicCombo.Option(PARTS, [
                         io.Combo.Input("transformer", options=folder_paths.get_filename_list("diffusion_models"),
-                                       tooltip="Step1X-Edit v1.0 from 'diffusion_models' (step1x-edit-i1258.safetensors, bf16 or FP8)."),
+                                       tooltip="Step1X-Edit v1.0 from 'diffusion_models' (step1x-edit-i1258.safetensors, bf16 or FP8); "
+                                               "for a LoRA of your own, the base it was trained on."),
                         io.Combo.Input("lora", options=[NO_LORA, *folder_paths.get_filename_list("loras")],
                                        tooltip="The FE2E LoRA from 'loras' (LDRN.safetensors). Without it the editor predicts no geometry."),
                         io.Float.Input("lora_strength", default=1.0, min=-2.0, max=2.0, step=0.05,
@@ -104,7 +123,8 @@ class FE2ELoadModel(io.ComfyNode):
                                        tooltip="The FLUX autoencoder from 'vae' (ae.safetensors, in some installations vae.safetensors), "
                                                "or the VAE connected below."),
                         io.Combo.Input("prompt_cache", options=folders.prompt_caches(),
-                                       tooltip="The empty-prompt cache from the model folder 'fe2e' (no_info.npz)."),
+                                       tooltip="The empty-prompt cache from the model folder 'fe2e' (no_info.npz); for a base other than "
+                                               "Step1X-Edit, the encoded empty prompt it was trained with."),
                     ]),
                 ]),
                 io.Combo.Input("weight_dtype", options=list(WEIGHT_DTYPES), default="default", advanced=True,

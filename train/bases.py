@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from torch import Tensor, nn
 
 from fe2e_core.checkpoint import Checkpoint, CheckpointInfo, read_checkpoint
-from fe2e_core.conditioning import Conditioning, constant_conditioning
+from fe2e_core.conditioning import TIMESTEP, Conditioning
+from fe2e_core.emptyprompt import read_conditioning
 from fe2e_core.files import sha256
 from fe2e_core.folding import (
     CONSTANT,
     fold,
+    has_guidance,
     install_constants,
     is_folded,
     modulation_input,
@@ -24,7 +26,8 @@ from fe2e_core.folding import (
 )
 from fe2e_core.keymaps import diffusers_modules, flux_to_diffusers
 from fe2e_core.packing import Velocity
-from fe2e_core.promptcache import read_prompt_cache
+from fe2e_core.quantized import Dequantized
+from fe2e_core.recognition import check_transformer
 from fe2e_core.tensorfile import TensorFile
 from train.backend import load_autoencoder
 from train.float8 import store_in_float8
@@ -46,7 +49,6 @@ class Base:
     constants: dict[str, Tensor]
     file: str
     digest: str
-    guidance: float
 
     def velocity(self, model: Callable) -> Velocity:
         """`model` (this transformer, or a wrapper around it) as a `Velocity`."""
@@ -61,11 +63,8 @@ class Base:
             pooled: Tensor,
         ) -> Tensor:
             dtype = self.transformer.dtype
-            guidance = (
-                torch.full((len(tokens),), self.guidance, device=tokens.device, dtype=dtype)
-                if guided
-                else None
-            )
+            # a placeholder, see _fix_guidance
+            guidance = torch.ones(len(tokens), device=tokens.device, dtype=dtype) if guided else None
             return model(
                 hidden_states=tokens.to(dtype),
                 img_ids=ids[0],
@@ -90,13 +89,20 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
         if files.checkpoint:
             path = files.checkpoint
             checkpoint = read_checkpoint(stack.enter_context(TensorFile(path, "checkpoint")))
+            conditioning = checkpoint.conditioning
         else:
             path = files.transformer
-            transformer = stack.enter_context(TensorFile(path, "transformer"))
+            file = stack.enter_context(TensorFile(path, "transformer"))
             vae = stack.enter_context(TensorFile(files.vae, "VAE"))
-            checkpoint = Checkpoint(
-                CheckpointInfo(name=""), transformer, vae, _conditioning(files, transformer), None
+            transformer = Dequantized(file, file.metadata, f"transformer '{file.path.name}'")
+            check_transformer(transformer, f"transformer '{file.path.name}'")
+            conditioning = read_conditioning(
+                files.prompt_cache or files.conditioning,
+                transformer,
+                file.metadata.get("connector_heads", ""),
+                files.guidance,
             )
+            checkpoint = Checkpoint(CheckpointInfo(name=""), transformer, vae, conditioning, None)
         weights = {
             k: checkpoint.transformer[k].to(dtype)
             for k in checkpoint.transformer
@@ -104,15 +110,12 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
         }
         silu_vec = checkpoint.silu_vec
         if files.fold and not is_folded(weights):
-            if "guidance_in.in_layer.weight" in weights:
-                raise ValueError(
-                    f"base: '{Path(path).name}' has a guidance input, and folding knows none; set fold = "
-                    "false"
-                )
             # constants in float32, whatever the layers ran in: they cost 4 MB and are trained in it
-            silu_vec = modulation_input(weights, checkpoint.conditioning, torch.float32)
+            silu_vec = modulation_input(weights, conditioning, torch.float32)
             weights = fold(weights, silu_vec)
-        model = _build(weights)
+        model = build_empty(weights)
+        if has_guidance(weights):
+            _fix_guidance(model, conditioning.guidance)
         model.load_state_dict(flux_to_diffusers(weights), strict=True, assign=True)
         model.requires_grad_(False)
         if files.dtype == "fp8":
@@ -120,13 +123,12 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
         return Base(
             transformer=model,
             autoencoder=load_autoencoder(checkpoint),
-            conditioning=checkpoint.conditioning,
+            conditioning=conditioning,
             silu_vec=silu_vec,
             names=tuple(weights),
             constants={k: v.clone() for k, v in weights.items() if k.endswith("." + CONSTANT)},
             file=Path(path).name,
             digest=sha256(path) if digest else "",
-            guidance=files.guidance,
         )
 
 
@@ -140,22 +142,22 @@ def block_linears(transformer: FluxTransformer2DModel) -> list[str]:
     ]
 
 
-def _conditioning(files: BaseFiles, transformer: TensorFile) -> Conditioning:
-    if files.prompt_cache:
-        heads = transformer.metadata.get("connector_heads", "")
-        embeds, mask = read_prompt_cache(files.prompt_cache)
-        return constant_conditioning(transformer, embeds, mask, int(heads) if heads.isdigit() else None)
-    with TensorFile(files.conditioning, "conditioning") as file:
-        missing = [key for key in ("context", "pooled") if key not in file]
-        if missing:
-            raise ValueError(
-                f"conditioning: '{file.path.name}' lacks {missing}; expected context (1,T,C) and pooled (1,P)"
-            )
-        return Conditioning(file["context"].float(), file["pooled"].float())
+def _fix_guidance(model: FluxTransformer2DModel, guidance: float) -> None:
+    """Have the model use exactly this guidance, whatever it is called with.
+
+    diffusers multiplies by 1000 in the transformer's dtype, where BF16 makes 3504 of 3500: another angle in
+    every sine, and not what ComfyUI computes."""
+
+    def replace_guidance(module: nn.Module, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        timestep, given, pooled = inputs
+        exact = torch.full_like(given, TIMESTEP * guidance, dtype=torch.float32)
+        return timestep, exact, pooled
+
+    model.time_text_embed.register_forward_pre_hook(replace_guidance)
 
 
-def _build(weights: dict[str, Tensor]) -> FluxTransformer2DModel:
-    """An empty transformer of the weights' sizes, folded as they are."""
+def build_empty(weights: Mapping[str, Tensor]) -> FluxTransformer2DModel:
+    """A transformer without data of the weights' sizes, folded as they are; only their shapes are read."""
 
     def count(kind: str) -> int:
         return 1 + max(
@@ -171,7 +173,7 @@ def _build(weights: dict[str, Tensor]) -> FluxTransformer2DModel:
             num_attention_heads=weights["img_in.weight"].shape[0] // 128,
             joint_attention_dim=weights["txt_in.weight"].shape[1],
             pooled_projection_dim=weights["vector_in.in_layer.weight"].shape[1],
-            guidance_embeds="guidance_in.in_layer.weight" in weights,
+            guidance_embeds=has_guidance(weights),
         )
     if is_folded(weights):
         sizes = {

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from fe2e_core.assembly import AS_STORED, Assembled, Storage
 from fe2e_core.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
-from fe2e_core.conditioning import Conditioning, constant_conditioning
+from fe2e_core.conditioning import Conditioning
+from fe2e_core.emptyprompt import read_conditioning
 from fe2e_core.files import sha256
 from fe2e_core.folding import modulation_input
 from fe2e_core.lora import Merged, match_lora
-from fe2e_core.promptcache import read_prompt_cache
+from fe2e_core.provenance import provenance
 from fe2e_core.quantized import Dequantized
 from fe2e_core.recognition import check_base
 from fe2e_core.release import LICENSE, released_as
@@ -44,7 +45,9 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """Files to pack: transformer (released layout), vae and prompt_cache, or checkpoint alone; lora on either."""
+    """Files to pack: transformer (released layout), vae and prompt_cache, or checkpoint alone; lora on either.
+
+    prompt_cache: of Step1X-Edit, or for a base without connector the file that `empty-prompt` makes."""
 
     transformer: Path | None = None
     vae: Path | None = None
@@ -76,6 +79,8 @@ def pack(parts: Parts, out: Path, storage: Storage, name: str | None = None, dig
         transformer, info, silu_vec = opened.transformer, opened.info, opened.silu_vec
         if parts.lora is not None:
             lora = stack.enter_context(TensorFile(parts.lora, "LoRA"))
+            trained = provenance(lora.metadata, f"LoRA '{parts.lora.name}'")
+            info = info if trained is None else trained.of_checkpoint(info)
             transformer = Merged(transformer, match_lora(lora, transformer, parts.lora.name), parts.strength, silu_vec)
             merged = f"{parts.lora.name} at {parts.strength:g}"
             info = replace(info, lora=f"{info.lora} + {merged}" if info.lora else merged)
@@ -90,14 +95,17 @@ def pack(parts: Parts, out: Path, storage: Storage, name: str | None = None, dig
 
 
 def _open_parts(parts: Parts, stack: ExitStack) -> _Opened:
-    embeds, mask = read_prompt_cache(parts.prompt_cache)
+    trained = None
+    if parts.lora is not None:
+        with TensorFile(parts.lora, "LoRA") as lora:
+            trained = provenance(lora.metadata, f"LoRA '{parts.lora.name}'")
     vae = stack.enter_context(TensorFile(parts.vae, "VAE"))
     file = stack.enter_context(TensorFile(parts.transformer, "transformer"))
     what = f"transformer '{file.path.name}'"
     base = Dequantized(file, file.metadata, what)
-    check_base(base, what)
-    heads = file.metadata.get("connector_heads", "")
-    conditioning = constant_conditioning(base, embeds, mask, int(heads) if heads.isdigit() else None)
+    check_base(base, what, released=trained is None)
+    conditioning = read_conditioning(parts.prompt_cache, base, file.metadata.get("connector_heads", ""),
+                                     None if trained is None else trained.guidance)
     info = CheckpointInfo(name="", base=parts.transformer.name, vae=parts.vae.name)
     return _Opened(base, vae, conditioning, None, info)
 
@@ -122,9 +130,9 @@ def _with_digests(info: CheckpointInfo, parts: Parts, progress: Callable[[str], 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the verb."""
-    parser.add_argument("--transformer", type=Path, help="Step1X-Edit v1.0, as released (bf16, fp16 or fp8)")
+    parser.add_argument("--transformer", type=Path, help="Step1X-Edit v1.0, as released (bf16, fp16 or fp8), or the base that --lora was trained on")
     parser.add_argument("--vae", type=Path, help="the FLUX autoencoder, ae.safetensors")
-    parser.add_argument("--prompt-cache", type=Path, help="the empty-prompt cache, no_info.npz")
+    parser.add_argument("--prompt-cache", type=Path, help="the empty-prompt cache, no_info.npz, or what `empty-prompt` made")
     parser.add_argument("--checkpoint", type=Path, help="instead of these three: a packed FE2E checkpoint, to store otherwise")
     parser.add_argument("--lora", type=Path, help="a LoRA to merge, such as LDRN.safetensors")
     parser.add_argument("--strength", type=float, default=1.0, help="strength of the LoRA (default 1)")

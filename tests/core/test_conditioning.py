@@ -39,3 +39,15 @@ def test_a_cache_of_another_width_is_refused(golden):
 def test_a_transformer_without_connector_is_refused(golden):
     with pytest.raises(ValueError, match="connector.S.input_embedder.weight"):
         constant_conditioning(dit_weights(golden.config, connector=False), golden.tensors["embeds"], golden.tensors["masks"])
+
+
+def test_v1_1_takes_the_mean_as_it_is(golden):
+    """Step1X-Edit v1.1 lacks `scale_factor`, which is the same as one of zero."""
+    weights = dit_weights(golden.config)
+    inputs = (golden.tensors["embeds"], golden.tensors["masks"], golden.config.ctx_heads)
+    zero = constant_conditioning(weights | {"connector.scale_factor": torch.zeros(1)}, *inputs)
+    del weights["connector.scale_factor"]
+    without = constant_conditioning(weights, *inputs)
+    assert torch.equal(without.pooled, zero.pooled)
+    assert torch.equal(without.context, zero.context)
+    assert not torch.allclose(without.pooled, golden.tensors["fp32.pooled"], atol=1e-2)
