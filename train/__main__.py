@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from train import convert, fetch, inspect, lora, pack
+from train import convert, fetch, inspect, lora, pack, predict
 from train.config import NanoConfig, load_config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -77,6 +77,7 @@ VERBS = (
     Verb("inspect", "check the datasets of a configuration and draw samples of them", inspect.add_arguments, inspect.run),
     Verb("lora", "fine-tune a LoRA; train/configs/ has the paper's recipes", lora.add_arguments, lora.run),
     Verb("convert", "a LoRA of kohya's format into diffusers' or peft's, or back", convert.add_arguments, convert.run),
+    Verb("predict", "depth and normals of files, folders, videos and shards, without ComfyUI", predict.add_arguments, predict.run),
     Verb("nano", "train the embedded demonstration model from nothing", _nano_arguments, _nano),
     Verb("score-nano", "score a small checkpoint on held-out procedural scenes", _score_arguments, _score_nano),
 )
