@@ -1,0 +1,1 @@
+"""The paper's evaluation: nine benchmarks read from their published archives, any predictor, tables like the paper's."""

@@ -1,0 +1,124 @@
+"""Markdown: the paper's Tables 2 and 3 with our rows below, and every error of every benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from train.bench.paper import (
+    DEPTH_COLUMNS,
+    NORMAL_COLUMNS,
+    TABLE_2,
+    TABLE_3,
+    PaperRow,
+    average_rank,
+)
+from train.bench.protocol import DEPTH, NORMAL
+from train.bench.registry import BENCHMARKS
+from train.bench.score import ALIGNMENTS, DEPTH_ERRORS
+from train.bench.summary import NORMAL_ERRORS
+
+_SHARES = {"abs_rel", "delta1", "delta2", "delta3", *(e for e in NORMAL_ERRORS if e.startswith("within"))}
+_HEADS = {
+    "abs_rel": "AbsRel %",
+    "sq_rel": "SqRel m",
+    "rmse": "RMSE",
+    "log_rmse": "log RMSE",
+    "delta1": "δ1 %",
+    "delta2": "δ2 %",
+    "delta3": "δ3 %",
+    "mean": "mean °",
+    "median": "median °",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """The results of one method. `benchmarks`: by key, {"images", "listed", "means": as `summarise` gives them}.
+    `data`: how many training images, for the column of that name."""
+
+    name: str
+    data: str
+    benchmarks: dict[str, dict]
+
+
+def paper_tables(reports: Sequence[Report]) -> str:
+    """Table 2 with a row for each report and alignment, Table 3 with a row for each report and way of averaging; a
+    table is left out when no report has one of its benchmarks."""
+    parts = []
+    for task, columns, table, first, second, title in (
+        (DEPTH, DEPTH_COLUMNS, TABLE_2, "AbsRel↓", "δ1↑", "Zero-shot affine-invariant depth (paper, Table 2)"),
+        (NORMAL, NORMAL_COLUMNS, TABLE_3, "MeanErr↓", "11.25°↑", "Zero-shot surface normals (paper, Table 3)"),
+    ):
+        rows = [row for report in reports for row in _rows(report, task, columns, table)]
+        if rows:
+            parts.append(_table(title, columns, table, first, second, rows))
+    return "\n\n".join(parts)
+
+
+def _rows(report: Report, task: str, columns: Sequence[str], table: Sequence[PaperRow]) -> list[list[str]]:
+    names = ("abs_rel", "delta1") if task == DEPTH else ("mean", "within_11.25")
+    kinds = dict.fromkeys(kind for key in columns for kind in report.benchmarks.get(key, {}).get("means", ()))
+    rows = []
+    for kind in kinds:
+        cells: list[tuple[float, float] | None] = []
+        for key in columns:
+            means = report.benchmarks.get(key, {}).get("means", {}).get(kind)
+            cells.append(None if means is None else tuple(_number(name, means[name]) for name in names))
+        # ranks compare what the tables print
+        rounded = tuple(None if cell is None else (round(cell[0], 1), round(cell[1], 1)) for cell in cells)
+        rank = average_rank(rounded, tuple(table))
+        rows.append([f"**{report.name}**, {ALIGNMENTS.get(kind, kind)}", report.data, *_printed(cells, rank)])
+    return rows
+
+
+def _printed(cells: Sequence[tuple[float, float] | None], rank: float | None) -> list[str]:
+    texts = (("-", "-") if cell is None else (f"{cell[0]:.1f}", f"{cell[1]:.1f}") for cell in cells)
+    numbers = [text for pair in texts for text in pair]
+    return [*numbers, "-" if rank is None else f"{rank:.1f}"]
+
+
+def _table(title: str, columns: Sequence[str], table: Sequence[PaperRow], first: str, second: str,
+           rows: Sequence[Sequence[str]]) -> str:  # fmt: skip
+    heads = [text for key in columns for text in (f"{BENCHMARKS[key].title} {first}", second)]
+    lines = [f"### {title}", "", _line(["Method", "Training data", *heads, "Avg rank↓"])]
+    lines.append("|---|---|" + "---:|" * (len(heads) + 1))
+    lines += [_line([row.method, row.data, *_printed(row.cells, row.rank)]) for row in table]
+    lines += [_line(row) for row in rows]
+    return "\n".join(lines)
+
+
+def detail_tables(reports: Sequence[Report]) -> str:
+    """All errors, one table a benchmark, with how many of the listed images were evaluated."""
+    parts = []
+    for key, benchmark in BENCHMARKS.items():
+        having = [report for report in reports if key in report.benchmarks]
+        if not having:
+            continue
+        errors = DEPTH_ERRORS if benchmark.task == DEPTH else NORMAL_ERRORS
+        lines = [f"### {benchmark.title}, {benchmark.task}", ""]
+        lines.append(_line(["Method", "averaged", "images", *(_head(error) for error in errors)]))
+        lines.append("|---|---|---|" + "---:|" * len(errors))
+        for report in having:
+            entry = report.benchmarks[key]
+            images = f"{entry['images']} of {entry['listed']}"
+            for kind, means in entry["means"].items():
+                lines.append(_line([report.name, kind, images, *(_detail(e, means[e]) for e in errors)]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _head(error: str) -> str:
+    return _HEADS.get(error, f"{error.removeprefix('within_')}° %")
+
+
+def _number(error: str, value: float) -> float:
+    return 100 * value if error in _SHARES else value
+
+
+def _detail(error: str, value: float) -> str:
+    return f"{_number(error, value):.3f}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
