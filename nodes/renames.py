@@ -21,7 +21,8 @@ def always_complete(schema: io.Schema) -> bool:
     links of those that are not mapped.
     """
     return not any(
-        getattr(field, "optional", False) or isinstance(field, io.DynamicCombo.Input) for field in schema.inputs
+        getattr(field, "optional", False) or isinstance(field, io.DynamicCombo.Input)
+        for field in schema.inputs
     )
 
 
@@ -66,7 +67,9 @@ async def keep_old_ids(
     kept = []
     for old, new in renames.items():
         if old in by_id or new not in by_id:
-            raise ValueError(f"renames: {old!r} -> {new!r}: the first may be no node of this pack, the second must.")
+            raise ValueError(
+                f"renames: {old!r} -> {new!r}: the first may be no node of this pack, the second must."
+            )
         node = by_id[new]
         schema = node.define_schema()
         entry = replacement(schema, old) if registry is not None and always_complete(schema) else None

@@ -59,7 +59,9 @@ def test_only_a_tag_of_the_owner_publishes_and_only_after_the_tests() -> None:
     assert content["jobs"][job["needs"]]["uses"] == "./.github/workflows/tests.yml"
     owner = PROJECT["project"]["urls"]["Repository"].split("/")[-2]
     assert job["if"] == f"github.repository_owner == '{owner}'"
-    [publish] = [step for step in job["steps"] if step.get("uses", "").startswith("Comfy-Org/publish-node-action@")]
+    [publish] = [
+        step for step in job["steps"] if step.get("uses", "").startswith("Comfy-Org/publish-node-action@")
+    ]
     assert publish["with"] == {"personal_access_token": "${{ secrets.REGISTRY_ACCESS_TOKEN }}"}
     assert job["steps"][-1] is publish, "nothing is published before everything was checked"
 

@@ -25,7 +25,9 @@ def manager(monkeypatch: pytest.MonkeyPatch):
     from app.node_replace_manager import NodeReplaceManager
 
     made = NodeReplaceManager()
-    monkeypatch.setattr(server.PromptServer, "instance", SimpleNamespace(node_replace_manager=made), raising=False)
+    monkeypatch.setattr(
+        server.PromptServer, "instance", SimpleNamespace(node_replace_manager=made), raising=False
+    )
     return made
 
 
@@ -60,7 +62,9 @@ def test_what_the_interface_is_told(nodes, manager) -> None:
     keep(nodes, {"OldRefine": "FE2ERefine"})
     [entry] = manager.as_dict()["OldRefine"]
     assert entry["new_node_id"] == "FE2ERefine"
-    assert entry["old_widget_ids"] == ["reach", "strength", "use_confidence"], "in the order of widgets_values"
+    assert entry["old_widget_ids"] == ["reach", "strength", "use_confidence"], (
+        "in the order of widgets_values"
+    )
     assert entry["output_mapping"] == [{"new_idx": 0, "old_idx": 0}]
 
 
