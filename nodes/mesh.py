@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy.cli_args import args
 from comfy_api.latest import Types, io
 
@@ -124,13 +125,22 @@ class FE2EMesh(io.ComfyNode):
         # With this flag ComfyUI forbids its page to open blobs, and its viewer would show the mesh all white.
         inline = bool(getattr(args, "disable_api_nodes", False))
         glb = write_glb(mesh, encoded, intrinsics=k, aspect=aspect, unlit=unlit, inline=inline)
-        core = Types.MESH(
-            vertices=y_up_from_opencv(mesh.vertices).unsqueeze(0),
-            faces=mesh.faces.unsqueeze(0),
+        core = _core_mesh(
+            y_up_from_opencv(mesh.vertices).unsqueeze(0),
+            mesh.faces.unsqueeze(0),
             uvs=mesh.uvs.unsqueeze(0),
             texture=None if encoded is None else picture["image"].unsqueeze(0),
         )
         return io.NodeOutput(file_3d(glb, "glb"), core, viewpoint(picture))
+
+
+def _core_mesh(vertices: torch.Tensor, faces: torch.Tensor, **texture: torch.Tensor | None) -> Types.MESH:
+    """ComfyUI's MESH of vertices (1,N,3), faces (1,M,3) and what belongs to the texture."""
+    mesh = Types.MESH(vertices, faces)
+    # ComfyUI 0.18 has meshes of one colour: to its own nodes these are attributes that nobody reads.
+    for name, value in texture.items():
+        setattr(mesh, name, value)
+    return mesh
 
 
 class FE2EPointCloud(io.ComfyNode):
