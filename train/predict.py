@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--far-near-ratio", type=float, default=DEFAULT_RATIO,
                         help="far plane / near plane that EXR files assume (default: %(default)s)")  # fmt: skip
     parser.add_argument("--far-white", action="store_true", help="depth pictures: far is white")
+    parser.add_argument("--threads", type=int, default=0,
+                        help="CPU threads of each process; the last bits of CPU results depend on it (default: as the "
+                        "run began, at first as the environment says)")  # fmt: skip
     parser.add_argument("--writers", type=int, default=2, help="threads that write, for each process (default: %(default)s)")
 
 
@@ -80,10 +83,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace, outputs: OutputOptions, work: list) -> int:
     # diffusers and accelerate, which --help does not need
+    import torch
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs, gather_object
 
-    from train.prediction.run import Predicting, claim
+    from train.prediction.run import Predicting, claim, read_settings
     from train.prediction.schedule import ReadOptions, Share
     from train.predictor import GeometryPredictor, SizeChoice
 
@@ -100,10 +104,13 @@ def _predict(options: argparse.Namespace, outputs: OutputOptions, work: list) ->
         log.info("%s: %s", predictor.info.name, predictor.info.notice)
     store = Store(options.output, outputs)
     if main:
+        # sums over several threads round differently: a run goes on with as many as it began with
+        threads = options.threads or read_settings(options.output).get("threads") or torch.get_num_threads()
         settings = {
             "checkpoint": predictor.info.name,
             "sha256": predictor.digest,
             "dtype": dtype,
+            "threads": threads,
             "size": asdict(size),
             "outputs": asdict(outputs) | {"formats": list(outputs.formats)},
             "reading": asdict(reading),
@@ -111,6 +118,7 @@ def _predict(options: argparse.Namespace, outputs: OutputOptions, work: list) ->
         claim(options.output, settings)
         store.begin()
     accelerator.wait_for_everyone()
+    torch.set_num_threads(int(read_settings(options.output)["threads"]))
     counts = Predicting(predictor, store, size, reading, share, options.writers, show=main).run(work)
     everyone = gather_object([asdict(counts)])
     status = 0

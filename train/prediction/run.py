@@ -44,30 +44,40 @@ class Counts:
     bad: int = 0
 
 
+def read_settings(folder: Path) -> dict:
+    """How what lies in an output folder was made; empty for a folder without results. Raises ValueError."""
+    path = folder / SETTINGS
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; choose another output folder") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: found no table of settings; choose another output folder")
+    return settings
+
+
 def claim(folder: Path, settings: dict) -> None:
     """Make sure that what lies in the output folder was made in the way it would be made now, and note that way.
 
     Raises ValueError when it was not, or when the folder holds other things.
     """
     path = folder / SETTINGS
-    text = json.dumps(settings, indent=2) + "\n"
-    if path.exists():
-        try:
-            earlier = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; choose another output folder") from error
-        if earlier != settings:
-            changed = sorted(k for k in {*earlier, *settings} if earlier.get(k) != settings.get(k))
-            raise ValueError(
-                f"{folder}: its results were made with another {', '.join(changed)} ({path}); choose another output "
-                "folder, or the same settings to go on"
-            )
+    earlier = read_settings(folder)
+    if earlier and earlier != settings:
+        changed = sorted(k for k in {*earlier, *settings} if earlier.get(k) != settings.get(k))
+        raise ValueError(
+            f"{folder}: its results were made with another {', '.join(changed)} ({path}); choose another output "
+            "folder, or the same settings to go on"
+        )
+    if earlier:
         return
     if folder.exists() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
         raise ValueError(f"{folder}: it is not empty and not of an earlier run; choose a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{SETTINGS}"
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
