@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train import convert, fetch, inspect, lora, pack, predict
+from train.bench import command as bench
 from train.config import NanoConfig, load_config
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -78,6 +79,7 @@ VERBS = (
     Verb("lora", "fine-tune a LoRA; train/configs/ has the paper's recipes", lora.add_arguments, lora.run),
     Verb("convert", "a LoRA of kohya's format into diffusers' or peft's, or back", convert.add_arguments, convert.run),
     Verb("predict", "depth and normals of files, folders, videos and shards, without ComfyUI", predict.add_arguments, predict.run),
+    Verb("evaluate", "the paper's nine benchmarks, for a checkpoint or any program's predictions", bench.add_arguments, bench.run),
     Verb("nano", "train the embedded demonstration model from nothing", _nano_arguments, _nano),
     Verb("score-nano", "score a small checkpoint on held-out procedural scenes", _score_arguments, _score_nano),
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from train.bench.estimate import Estimate
-from train.predictor import GeometryPredictor, SizeChoice
+from train.predictor import GeometryPredictor, PredictionFailed, SizeChoice
 
 _ENDS = 2**20
 
@@ -25,7 +25,10 @@ class CheckpointPredictor:
         self._network = GeometryPredictor(path, dtype, device)
 
     def __call__(self, benchmark: str, task: str, name: str, image: Tensor, size: tuple[int, int]) -> Estimate:
-        geometry = self._network(image, self._size)
+        try:
+            geometry = self._network(image, self._size)
+        except PredictionFailed as error:
+            raise ValueError(f"{benchmark}, {name}: {error}") from error
         return Estimate(geometry["log_depth"][0], geometry["normal"][0], label=True)
 
 

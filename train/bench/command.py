@@ -1,4 +1,7 @@
-"""`python -m train evaluate`: the paper's nine benchmarks for a checkpoint, or for any program's predictions."""
+"""`python -m train evaluate`: the paper's nine benchmarks for a checkpoint, or for any program's predictions.
+
+Run it again to go on where it was stopped. Several processes or machines: `accelerate launch -m train evaluate ...`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from fe2e_core.estimation import MODES
 from fe2e_core.geometry import NORMAL_CONVENTIONS
 from train.bench.estimate import Predictor
 from train.bench.protocol import Benchmark
@@ -38,10 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="depth alignments, side by side (default: log linear)")  # fmt: skip
     parser.add_argument("--name", help="the method's name in the tables (default: the file's or folder's)")
     parser.add_argument("--training-data", default="-", help="for the tables' column of that name")
-    parser.add_argument("--size", default="reference", help="how the checkpoint's input size is chosen: reference (the "
-                        "released evaluation's), trained, native, longest_side, tiled")  # fmt: skip
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp8"), default="fp32", help="the transformer's")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: what accelerate chooses)")
+    parser.add_argument("--size", choices=MODES, default="reference",
+                        help="what the network works at (default: reference, as in the released evaluation)")  # fmt: skip
+    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16", "fp8"), default="auto",
+                        help="of the transformer; auto: bf16 on a GPU, fp32 on a CPU (default: auto)")  # fmt: skip
+    parser.add_argument("--cpu", action="store_true", help="use no GPU")
     parser.add_argument("--normal-convention", choices=list(NORMAL_CONVENTIONS), default="OpenCV",
                         help="axes of stored normals (default: OpenCV)")  # fmt: skip
     parser.add_argument("--label", action="store_true", help="stored depth is FE2E's label in [-1, 1]")
@@ -62,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     started_together = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # the fastest process waits at the end for the slowest, longer than the default patience
-    state = PartialState(timeout=_PATIENCE) if started_together else PartialState()
-    device = torch.device(arguments.device) if arguments.device else state.device
+    state = PartialState(cpu=arguments.cpu, **({"timeout": _PATIENCE} if started_together else {}))
+    device = state.device
     plan = Plan(
         jobs=find_jobs(arguments),
         alignments=tuple(dict.fromkeys(arguments.alignments)),
@@ -75,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = open_predictor(arguments, device)
     arguments.out.mkdir(parents=True, exist_ok=True)
     scoring = device if device.type == "cuda" else torch.device("cpu")  # float64 is missing elsewhere
-    evaluation = Evaluation(plan, predictor, arguments.out, state.process_index, state.num_processes, scoring)
+    with state.main_process_first():
+        evaluation = Evaluation(plan, predictor, arguments.out, state.process_index, state.num_processes, scoring)
     evaluation.run(ImageProgress() if state.is_main_process else None)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -96,7 +102,10 @@ def open_predictor(arguments: argparse.Namespace, device: torch.device) -> Predi
     from train.bench.checkpoint import CheckpointPredictor
 
     name = arguments.name or arguments.checkpoint.stem
-    return CheckpointPredictor(arguments.checkpoint, name, arguments.size, arguments.dtype, device)
+    dtype = arguments.dtype
+    if dtype == "auto":
+        dtype = "bf16" if device.type == "cuda" else "fp32"
+    return CheckpointPredictor(arguments.checkpoint, name, arguments.size, dtype, device)
 
 
 def find_jobs(arguments: argparse.Namespace) -> tuple[Job, ...]:

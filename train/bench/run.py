@@ -70,19 +70,23 @@ OnImage = Callable[[str, int, int], None]
 
 
 class Evaluation:
-    """One process of a run. rank, ranks: which of how many processes this is; scores are computed on `device`. Raises
-    ValueError when `folder` holds results of another method or setting."""
+    """One process of a run. rank, ranks: which of how many processes this is, the first of which is made before the
+    others; scores are computed on `device`. Raises ValueError when `folder` holds results of another method or
+    setting."""
 
     def __init__(self, plan: Plan, predictor: Predictor, folder: Path, rank: int = 0, ranks: int = 1,
                  device: torch.device | str = "cpu"):  # fmt: skip
         self.plan, self.predictor, self.folder = plan, predictor, folder
         self.rank, self.ranks, self.device = rank, ranks, torch.device(device)
-        self.store = Store(folder, {**predictor.identity, "alignments": " ".join(plan.alignments)}, rank)
+        identity = {**predictor.identity, "alignments": " ".join(plan.alignments)}
+        self.store = Store(folder, identity, rank, torch.get_num_threads())
         self._checked = False
 
     def run(self, on_image: OnImage | None = None) -> None:
         """Evaluate this process's share of every benchmark. Raises ValueError or OSError naming the image that cannot
-        be read, predicted or scored; what is finished stays finished."""
+        be read, predicted or scored; what is finished stays finished. Torch's number of CPU threads becomes the one
+        with which the run began."""
+        torch.set_num_threads(self.store.threads)
         for job in self.plan.jobs:
             key = job.benchmark.key
             with Archive(job.archive) as archive, self.store.writer(key) as writer:

@@ -35,23 +35,27 @@ def read_json(path: Path) -> Any:
 
 class Store:
     """The folder of one run, as one process sees it. `identity` says whose results these are: values are strings.
-    Raises ValueError when the folder holds results of another identity."""
+    `threads`: with how many CPU threads the run began; sums over another number round differently in the last digits.
+    The process of rank 0 comes first. Raises ValueError when the folder holds results of another identity."""
 
-    def __init__(self, folder: Path, identity: dict[str, str], rank: int = 0):
+    def __init__(self, folder: Path, identity: dict[str, str], rank: int = 0, threads: int = 1):
         self.folder = folder
         self._parts = folder / "parts"
         self._rank = rank
         self._parts.mkdir(parents=True, exist_ok=True)
         wanted = {"format": str(FORMAT), **identity}
         note = folder / "run.json"
-        if note.is_file():
-            found = read_json(note)
-            if found != wanted:
-                keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-                differing = ", ".join(f"{key}: {found.get(key)} there, {wanted.get(key)} now" for key in keys)
-                raise ValueError(f"{folder}: holds results of another run ({differing}); give another --out")
-        elif rank == 0:
-            write_text(note, json.dumps(wanted, indent=2) + "\n")
+        if rank == 0 and not note.is_file():
+            write_text(note, json.dumps({"identity": wanted, "threads": threads}, indent=2) + "\n")
+        stored = read_json(note)
+        try:
+            found, self.threads = stored["identity"], int(stored["threads"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{note}: is not of this command; give another --out") from None
+        if found != wanted:
+            keys = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+            differing = ", ".join(f"{key}: {found.get(key)} there, {wanted.get(key)} now" for key in keys)
+            raise ValueError(f"{folder}: holds results of another run ({differing}); give another --out")
 
     def finished(self, benchmark: str) -> dict[str, dict]:
         """Result of every finished image under its name, of all processes and earlier runs."""
