@@ -180,6 +180,9 @@ def read_exr(path: str | Path) -> dict:
             f"are {', '.join(sorted(planes))}"
         )
     style = EXR_PRESETS[name]
+    sizes = {plane.shape for plane in planes.values()}
+    if len(sizes) != 1 or len(next(iter(sizes))) != 2:
+        raise ValueError(f"{path}: its channels have the sizes {sorted(sizes)}, expected one size; the file is damaged")
     layers = {}
     for key, names in style.channels.items():
         if all(n in planes for n in names):
@@ -197,16 +200,28 @@ def read_exr(path: str | Path) -> dict:
         "mask": layers["mask"] > 0.5,
         "image": srgb_from_linear(layers["picture"]).clamp(0, 1),
         "depth": layers["depth"] / style.scale,
-        "intrinsics": torch.from_numpy(np.array(header["fe2eIntrinsics"], dtype=np.float32)),
+        "intrinsics": torch.from_numpy(_numbers_of(path, header, "fe2eIntrinsics", (3, 3))),
     }
     if "confidence" in layers:
         geometry["confidence"] = layers["confidence"]
     for key, attribute in (("log_range", "fe2eLogRange"), ("log_near", "fe2eLogNear")):
         if attribute in header:
-            geometry[key] = torch.tensor(header[attribute], dtype=torch.float32)
+            geometry[key] = torch.from_numpy(_numbers_of(path, header, attribute, ()))
     geometry = {key: value.unsqueeze(0).contiguous() for key, value in geometry.items()}
-    geometry["metric"] = bool(header.get("fe2eMetric", 0))
+    geometry["metric"] = bool(_numbers_of(path, {"fe2eMetric": 0, **header}, "fe2eMetric", ()))
     return geometry
+
+
+def _numbers_of(path: Path, header: dict, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An attribute of the header, float32. Raises ValueError unless it is finite numbers of that shape."""
+    try:
+        values = np.array(header.get(name), dtype=np.float32)
+    except (TypeError, ValueError):
+        values = None
+    if values is None or values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"{path}: its attribute {name} is {header.get(name)!r}, expected {shape or 'one'} finite numbers; "
+                         "the file is damaged, or another program has changed its header")
+    return values
 
 
 def linear_from_srgb(values: Tensor) -> Tensor:

@@ -10,11 +10,12 @@ diffusers keeps in the file's metadata."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from .keymaps import diffusers_modules
+from .strict_json import parse_json
 
 KOHYA_PREFIX = "lora_unet_"
 DIFFUSERS_PREFIX = "transformer."
@@ -88,13 +89,15 @@ class AdapterScales:
     def __init__(self, metadata: Mapping[str, str] | None, name: str):
         text = (metadata or {}).get(ADAPTER_METADATA)
         try:
-            raw = json.loads(text) if text else {}
+            raw = parse_json(text) if text else {}
             values = {key.removeprefix(DIFFUSERS_PREFIX): value for key, value in raw.items()}
             alpha = values.get("lora_alpha")
             self._alpha = None if alpha is None else float(alpha)
             self._pattern = {str(k): float(v) for k, v in (values.get("alpha_pattern") or {}).items()}
             self._root = bool(values.get("use_rslora"))
-        except (ValueError, TypeError, AttributeError) as error:
+            if not all(map(math.isfinite, (self._alpha or 0.0, *self._pattern.values()))):
+                raise ValueError("an alpha that is not finite")
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"LoRA: the metadata '{ADAPTER_METADATA}' of '{name}' cannot be read ({error}); expected "
                 "the JSON "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from .npyfiles import read_npz_arrays
 
 KEYS = (
     "log_depth",
@@ -50,7 +51,7 @@ def read_npz(path: str | Path) -> dict:
     """Read what `write_npz` wrote. Unknown arrays are left out.
 
     A file saved without the picture gets a black one. Raises FileNotFoundError, or ValueError naming the file
-    if it is no such archive or lacks a key.
+    if it is no such archive, lacks a key or holds arrays that do not belong together.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,9 +59,8 @@ def read_npz(path: str | Path) -> dict:
             f"{path}: no such file; give the path of an .npz saved by Save Geometry (NPZ)"
         )
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in KEYS if key in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        arrays = read_npz_arrays(path, KEYS)
+    except ValueError as error:
         raise ValueError(
             f"{path}: found no readable NumPy archive ({error}), expected one of Save Geometry (NPZ)"
         ) from error
@@ -69,11 +69,30 @@ def read_npz(path: str | Path) -> dict:
         raise ValueError(
             f"{path}: lacks {', '.join(missing)}; expected an archive saved by Save Geometry (NPZ)"
         )
+    _check_shapes(path, arrays)
     geometry: dict = {
-        key: torch.from_numpy(np.ascontiguousarray(a)) for key, a in arrays.items() if key != "metric"
+        key: torch.from_numpy(np.ascontiguousarray(array.astype(bool if key == "mask" else np.float32, copy=False)))
+        for key, array in arrays.items()
+        if key != "metric"
     }
-    geometry["mask"] = geometry["mask"].to(torch.bool)
     geometry.setdefault("image", torch.zeros(*geometry["log_depth"].shape, 3))
     if "metric" in arrays:
         geometry["metric"] = bool(arrays["metric"])
     return geometry
+
+
+def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise ValueError unless all arrays are of one batch of pictures of one size, as the contract has them."""
+    size = arrays["log_depth"].shape
+    if len(size) != 3 or min(size) < 1:
+        raise ValueError(f"{path}: 'log_depth' has shape {size}, expected (pictures, height, width)")
+    expected = {
+        **dict.fromkeys(("log_depth", "mask", "depth", "confidence"), size),
+        **dict.fromkeys(("normal", "image"), (*size, 3)),
+        **dict.fromkeys(("log_range", "log_near"), size[:1]),
+        "intrinsics": (size[0], 3, 3),
+        "metric": (),
+    }
+    for key, array in arrays.items():
+        if array.shape != expected[key]:
+            raise ValueError(f"{path}: '{key}' has shape {array.shape}, expected {expected[key]}; the file is damaged")

@@ -6,16 +6,14 @@ pickle, and its headers are checked against the sizes on disk before anything is
 
 from __future__ import annotations
 
-import math
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
+from .npyfiles import read_npz_arrays
 from .tensorfile import TensorFile
 
 _LARGEST_ARRAY = 256 * 2**20
@@ -55,25 +53,10 @@ def _require(condition: bool, path: Path, problem: str) -> None:
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor]:
-    arrays: dict[str, np.ndarray] = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in ("embeds", "masks"):
-                _require(f"{name}.npy" in archive.namelist(), path, f"has no array '{name}'")
-                entry = archive.getinfo(f"{name}.npy")
-                _require(entry.file_size <= _LARGEST_ARRAY, path, f"says '{name}' has {entry.file_size} bytes")
-                with archive.open(entry) as stream:
-                    version = npy.read_magic(stream)
-                    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-                    shape, fortran, dtype = read_header(stream)
-                    _require(dtype.kind in "fiub", path, f"holds '{name}' as {dtype}, which only pickle could read")
-                    size = math.prod(shape) * dtype.itemsize
-                    _require(size <= entry.file_size, path, f"says '{name}' is {shape}, more than the file holds")
-                    data = stream.read(size)
-                    _require(len(data) == size, path, f"ends in the middle of '{name}'")
-                    arrays[name] = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C").copy()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("prompt cache:"):
-            raise
+        arrays = read_npz_arrays(path, ("embeds", "masks"), _LARGEST_ARRAY)
+    except ValueError as error:
         raise ValueError(f"prompt cache: '{path.name}' is not a readable .npz archive ({error}); {REMEDY}") from error
+    for name in ("embeds", "masks"):
+        _require(name in arrays, path, f"has no array '{name}'")
     return torch.from_numpy(arrays["embeds"].astype(np.float32)), torch.from_numpy(arrays["masks"].astype(np.int64))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .strict_json import parse_json
 from .tensorfile import fresh, meta
 
 #: ComfyUI's name of a format -> how its weights are stored, and the largest stored number that is used.
@@ -164,7 +165,11 @@ class Dequantized(Mapping[str, Tensor]):
             raise ValueError(f"{self._what}: the scale of '{module}' has shape {tuple(scale.shape)}; expected one number, or one "
                              f"for each of {data.shape[0]} rows. Choose a bf16 file of the model")
         name = self._extra_name(module, "input_scale")
-        input_scale = None if name is None else self._tensors[name].float().reshape(())
+        input_scale = None if name is None else self._tensors[name].float()
+        if input_scale is not None and input_scale.numel() != 1:
+            raise ValueError(f"{self._what}: the input scale of '{module}' has shape {tuple(input_scale.shape)}; expected one number. "
+                             "Choose a bf16 file of the model")
+        input_scale = None if input_scale is None else input_scale.reshape(())
         dtype = FORMATS[format_][0]
         # Some writers store fp8 as bytes.
         data = data.view(dtype) if data.dtype == torch.uint8 else data
@@ -207,14 +212,14 @@ def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: s
     notes: dict[str, object] = {}
     if "_quantization_metadata" in metadata:
         try:
-            notes |= json.loads(metadata["_quantization_metadata"])["layers"]
+            notes |= parse_json(metadata["_quantization_metadata"])["layers"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{what}: its quantisation metadata cannot be read ({error!r}); choose a bf16 file of the model") from error
     for name in tensors:
         module, _, kind = name.rpartition(".")
         if kind == _MARKER:
             try:
-                notes[module] = json.loads(bytes(tensors[name].to("cpu", torch.uint8).tolist()))
+                notes[module] = parse_json(bytes(tensors[name].to("cpu", torch.uint8).flatten().tolist()))
             except ValueError as error:
                 raise ValueError(f"{what}: '{name}' cannot be read ({error}); the file is damaged, download it again") from error
         elif kind == _OLD_NAMES["weight_scale"] and _OLD_MARKER in tensors:
@@ -222,7 +227,7 @@ def _formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: s
     found: dict[str, str] = {}
     for module, note in notes.items():
         format_ = note.get("format") if isinstance(note, dict) else None
-        if format_ not in FORMATS or "convrot" in json.dumps(note):
+        if not isinstance(format_, str) or format_ not in FORMATS or "convrot" in json.dumps(note):
             raise ValueError(f"{what}: '{module}' is quantised as {note}; expected one of the formats {list(FORMATS)}. Choose a bf16, "
                              "fp16 or fp8 file of the model")
         if f"{module}.weight" in tensors:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import intrinsics_from_fov, pixel_rays
+from .strict_json import build_flat, parse_json
 
 FORMAT = 1
 _MOST_POINTS = 4000
@@ -174,16 +175,24 @@ class DepthStabilizer:
     def from_json(text: str) -> DepthStabilizer:
         """Raises ValueError for text that `to_json` did not write."""
         try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise ValueError(
-                    f"scale state: found format {data['format']}, expected {FORMAT}; solve the clip again."
-                )
-            out = DepthStabilizer(TemporalOptions(**data["options"]), float(data["fov_x_degrees"]))
-            out.frames = [FrameScale(**f) for f in data["frames"]]
+            data = parse_json(text)
+            if not isinstance(data, dict) or data.get("format") != FORMAT:
+                found = data.get("format") if isinstance(data, dict) else type(data).__name__
+                raise ValueError(f"found format {found}, expected {FORMAT}")
+            fov = float(data["fov_x_degrees"])
+            if not 0 < fov < 180:
+                raise ValueError(f"field of view is {fov} degrees, expected 0 to 180")
+            out = DepthStabilizer(build_flat(TemporalOptions, data["options"], "options"), fov)
+            if out.options.width < 8:
+                raise ValueError(f"a grid {out.options.width} wide, expected at least 8")
+            out.frames = [build_flat(FrameScale, f, f"frame {i}") for i, f in enumerate(data["frames"])]
             out._key, out._last = _unpack(data["key"]), _unpack(data["last"])
-            out._motion = torch.tensor(data["motion"], dtype=torch.float64)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            if len({out._key is None, out._last is None, not out.frames}) > 1:
+                raise ValueError("frames and key frames do not belong together")
+            out._motion = torch.tensor([float(x) for x in data["motion"]], dtype=torch.float64)
+            if out._motion.shape != (6,) or not bool(out._motion.isfinite().all()):
+                raise ValueError(f"motion is {data['motion']}, expected six numbers")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"scale state: it is not what Stabilize Video saved ({error}); solve the clip again."
             ) from error
@@ -210,16 +219,25 @@ def _unpack(data: dict | None) -> _View | None:
     if data is None:
         return None
     size = tuple(int(n) for n in data["size"])
+    scale = tuple(float(x) for x in data["scale"])
+    if len(size) != 2 or min(size) < 1 or len(scale) != 2 or not all(map(math.isfinite, scale)):
+        raise ValueError(f"a key frame of size {size} and scale {scale}")
 
     def tensor(text: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-        return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=dtype).reshape(shape)
+        stored = bytearray(base64.b64decode(text, validate=True))
+        if len(stored) != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"a key frame of {len(stored)} bytes, expected {shape}")
+        values = torch.frombuffer(stored, dtype=dtype).reshape(shape)
+        if not bool(values.isfinite().all()):
+            raise ValueError("a key frame with numbers that are not finite")
+        return values
 
     image = data["image"]
     return _View(
         label=tensor(data["label"], torch.float16, size).double(),
         mask=tensor(data["mask"], torch.uint8, size).bool(),
         image=None if image is None else tensor(image, torch.uint8, (*size, 3)).double() / 255,
-        scale=(float(data["scale"][0]), float(data["scale"][1])),
+        scale=scale,
     )
 
 

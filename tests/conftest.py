@@ -6,7 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples in every run; `HYPOTHESIS_PROFILE=long` draws many more, and others each time.
+hypothesis.settings.register_profile("short", derandomize=True, max_examples=25, deadline=None, database=None)
+hypothesis.settings.register_profile("long", max_examples=1000, deadline=None, database=None, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 # The runs share two cores; threads that wait for each other make them slower, not faster.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
