@@ -75,6 +75,10 @@ class FolderDescription:
                 "expected either fov_x in degrees or camera = [fx, fy, cx, cy]: without a camera there are "
                 "no normals"
             )
+        if self.fov_x and not 0 < self.fov_x < 180:
+            raise ValueError(f"fov_x = {self.fov_x}; expected degrees between 0 and 180")
+        if self.camera and min(self.camera[:2]) <= 0:
+            raise ValueError(f"camera = {list(self.camera)}; expected focal lengths above 0")
         if len(self.depth_range) != 2 or not 0 <= self.depth_range[0] < self.depth_range[1]:
             raise ValueError(f"depth_range = {list(self.depth_range)}; expected [near, far] in metres")
 
@@ -111,6 +115,10 @@ class Folder:
         patterns = [p for p in (about.image, about.depth, about.normal, about.mask) if p]
         return [str(self._root / pattern.replace(_NAME, self._names[index])) for pattern in patterns]
 
+    def fingerprint(self) -> str:
+        """The description."""
+        return f"folder {self._about}"
+
     def read(self, index: int) -> Frame:
         """Raises BadFrame for files that are missing, broken or of the wrong kind."""
         about = self._about
@@ -122,6 +130,8 @@ class Folder:
             if np.ptp(stored, axis=-1).any():
                 raise BadFrame(f"{depth_file}: {stored.shape[2]} different channels; expected depth in one")
             stored = stored[..., 0]
+        if stored.shape != image.shape[:2]:
+            raise BadFrame(f"{depth_file}: found shape {stored.shape}; expected one size, that of the picture, {image.shape[:2]}")
         if stored.dtype == np.uint8:
             raise BadFrame(f"{depth_file}: 8 bits are too few for depth; expected 16-bit PNG, EXR or NPY")
         depth = torch.from_numpy(stored.astype(np.float32)) * about.depth_scale
@@ -133,7 +143,10 @@ class Folder:
         valid = torch.isfinite(depth) & (depth > 0) & (depth >= near) & (depth <= far)
         normal_array = read_array(next(files)) if about.normal else None
         if about.mask:
-            mask = read_array(next(files))
+            mask_file = next(files)
+            mask = read_array(mask_file)
+            if mask.shape[:2] != image.shape[:2]:
+                raise BadFrame(f"{mask_file}: found shape {mask.shape}; expected one size, that of the picture, {image.shape[:2]}")
             valid &= torch.from_numpy((mask if mask.ndim == 2 else mask.max(-1)) != 0)
         name = f"{self.name}/{self._names[index]}"
         if normal_array is None:

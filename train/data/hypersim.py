@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from fe2e_core.files import sha256
 from train.data.frame import BadFrame, Frame, RejectedFrame, fit_frame, make_frame
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,10 @@ CAMERA_FILE = "metadata_camera_parameters.csv"
 SIZE = (768, 1024)
 #: Half the field of view of almost all cameras, as a tangent: f = 886.81 px at 1024x768, 60 degrees.
 _USUAL_TANGENT = 512 / 886.81
+
+_NEVER_TOO_LARGE = 2**28
+#: Deflate's limit.
+_MOST_BYTES_PER_BYTE = 1032
 
 _GAMMA = 2.2
 _BRIGHT = 0.8
@@ -74,7 +79,8 @@ class Hypersim:
         self._config = config
         self._root = Path(config.root)
         self._frames = _read_split(Path(config.split_file or self._root / SPLIT_FILE), config.split)
-        self._cameras = _read_cameras(Path(config.camera_file or self._root / CAMERA_FILE))
+        self._camera_file = Path(config.camera_file or self._root / CAMERA_FILE)
+        self._cameras = _read_cameras(self._camera_file)
         self.length = len(self._frames)
 
     def files(self, index: int) -> Sequence[str]:
@@ -91,6 +97,11 @@ class Hypersim:
             str(images / f"scene_{camera}_{group}_hdf5" / f"frame.{frame:04d}.{kind}.hdf5")
             for group, kind in kinds
         ]
+
+    def fingerprint(self) -> str:
+        """Which pictures are left out, and all cameras."""
+        cameras = sha256(self._camera_file) if self._camera_file.is_file() else "usual"
+        return f"hypersim {self._config.max_invalid} {cameras}"
 
     def read(self, index: int) -> Frame:
         """Raises BadFrame for files that are missing or broken, RejectedFrame for too many invalid pixels."""
@@ -158,7 +169,7 @@ def camera_of_matrix(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     u runs to the right and v upwards, so both the axes and v are flipped first. Raises ValueError for a
     singular M."""
     flipped = np.diag([1.0, -1.0, -1.0]) @ np.asarray(matrix, dtype=np.float64) @ np.diag([1.0, -1.0, 1.0])
-    if np.linalg.det(flipped) < 1e-12:
+    if not np.isfinite(flipped).all() or not 1e-12 < np.linalg.det(flipped) < 1e12:
         raise ValueError(
             f"camera matrix {np.asarray(matrix).tolist()} is singular or mirrored; expected M_cam_from_uv "
             "of a pinhole camera"
@@ -191,8 +202,14 @@ def _read_hdf5(path: str, dimensions: int) -> np.ndarray:
 
     try:
         with h5py.File(path, "r") as file:
-            array = np.asarray(file["dataset"])
-    except (OSError, KeyError) as error:
+            dataset = file["dataset"]
+            if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiu":
+                raise ValueError(f"'dataset' is {dataset}")
+            # a few bytes can claim a terabyte of one value; no compressed array is that much smaller than its numbers
+            if dataset.nbytes > max(_NEVER_TOO_LARGE, _MOST_BYTES_PER_BYTE * dataset.id.get_storage_size()):
+                raise ValueError(f"{dataset.id.get_storage_size()} bytes that claim shape {dataset.shape}")
+            array = np.asarray(dataset)
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise BadFrame(f"{path}: {error}; expected an HDF5 file with 'dataset'. Download it again") from error
     if array.ndim != dimensions or (dimensions == 3 and array.shape[2] != 3):
         raise BadFrame(
@@ -210,24 +227,35 @@ def _read_split(path: Path, split: str) -> list[tuple[str, str, int]]:
             f"hypersim: there is no split file '{path}'; download {SPLIT_FILE} of the dataset's repository"
         )
     frames = []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        needed = {
-            "scene_name",
-            "camera_name",
-            "frame_id",
-            "included_in_public_release",
-            "split_partition_name",
-        }
-        if not needed <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: columns {reader.fieldnames}; expected {sorted(needed)}")
-        for row in reader:
-            released = row["included_in_public_release"].strip().lower() == "true"
-            if released and split in ("all", row["split_partition_name"]):
-                frames.append((row["scene_name"], row["camera_name"], int(row["frame_id"])))
+    needed = {"scene_name", "camera_name", "frame_id", "included_in_public_release", "split_partition_name"}
+    for row in _rows(path, needed):
+        released = row["included_in_public_release"].strip().lower() == "true"
+        if released and split in ("all", row["split_partition_name"]):
+            number = row["frame_id"]
+            if not (number.isascii() and number.isdigit() and len(number) < 10):
+                raise ValueError(f"{path}: frame_id is {number!r}; expected a number")
+            frames.append((row["scene_name"], row["camera_name"], int(number)))
     if not frames:
         raise ValueError(f"{path}: no released picture of split '{split}'; is it the published file?")
     return frames
+
+
+def _rows(path: Path, needed: set[str]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file that has these columns. Raises ValueError naming the file."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not needed <= set(reader.fieldnames or ()):
+                raise ValueError(f"columns {reader.fieldnames}; expected {sorted(needed)}")
+            for row in reader:
+                absent = sorted(name for name in needed if row[name] is None)
+                if absent:
+                    raise ValueError(f"line {reader.line_num} lacks {', '.join(absent)}")
+                yield row
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: {error}; expected the published file") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read_cameras(path: Path) -> dict[str, _Camera]:
@@ -239,14 +267,14 @@ def _read_cameras(path: Path) -> dict[str, _Camera]:
             path,
         )
         return {}
+    names = [[f"M_cam_from_uv_{i}{j}" for j in range(3)] for i in range(3)]
     cameras = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            try:
-                matrix = np.array([[float(row[f"M_cam_from_uv_{i}{j}"]) for j in range(3)] for i in range(3)])
-                cameras[row["scene_name"]] = _Camera(*camera_of_matrix(matrix))
-            except (KeyError, ValueError) as error:
-                raise ValueError(
-                    f"{path}: scene {row.get('scene_name')!r}: {error}; expected M_cam_from_uv_00 to _22"
-                ) from error
+    for row in _rows(path, {"scene_name", *sum(names, [])}):
+        try:
+            matrix = np.array([[float(row[name]) for name in line] for line in names])
+            cameras[row["scene_name"]] = _Camera(*camera_of_matrix(matrix))
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: scene {row['scene_name']!r}: {error}; expected M_cam_from_uv_00 to _22"
+            ) from error
     return cameras

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from pathlib import Path
 
 import numpy as np
 
+from fe2e_core.npyfiles import read_npy_array
 from train.data.frame import BadFrame
+
+#: No compressed picture has more pixels for a byte: deflate's limit, with eight 1-bit pixels to a byte.
+_MOST_PIXELS_PER_BYTE = 8 * 1032
 
 
 def _open_cv(path: str, flags: int) -> np.ndarray:
@@ -16,10 +22,30 @@ def _open_cv(path: str, flags: int) -> np.ndarray:
         raise BadFrame(f"{path}: there is no such file")
     # not imread: it knows no file names beyond the system's code page on Windows
     encoded = np.fromfile(path, dtype=np.uint8)
+    _check_claim(path, encoded)
     array = cv2.imdecode(encoded, flags) if encoded.size else None
     if array is None:
         raise BadFrame(f"{path}: {encoded.size} bytes that are no picture; copy or download it again")
     return array
+
+
+def _check_claim(path: str, encoded: np.ndarray) -> None:
+    """Raise BadFrame when a picture's header claims more pixels than its bytes can hold: OpenCV would make room
+    for them first.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's own limit is about pictures from strangers
+            with Image.open(io.BytesIO(encoded)) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError as error:
+        raise BadFrame(f"{path}: {error}") from error
+    except Exception:  # Pillow's readers raise anything; a format that it does not know is OpenCV's to judge
+        return
+    if width * height > _MOST_PIXELS_PER_BYTE * encoded.size:
+        raise BadFrame(f"{path}: {encoded.size} bytes that claim {width}x{height} pixels; copy or download it again")
 
 
 def read_picture(path: str) -> np.ndarray:
@@ -55,8 +81,8 @@ def read_array(path: str) -> np.ndarray:
     kind = Path(path).suffix.lower()
     if kind == ".npy":
         try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            return read_npy_array(path)
+        except ValueError as error:
             raise BadFrame(f"{path}: {error}; expected an array saved by numpy.save") from error
     if kind == ".exr":
         return _read_exr(path)
