@@ -48,8 +48,10 @@ def npy(data: bytes, name: str) -> np.ndarray:
 
 def exr_channels(data: bytes, name: str) -> dict[str, np.ndarray]:
     """OpenEXR -> float32 (H,W) of every channel under its full name."""
-    import OpenEXR
-
+    try:
+        import OpenEXR
+    except ImportError:
+        raise ValueError(f"{name}: EXR files need the package OpenEXR; run `pip install OpenEXR`") from None
     try:
         with OpenEXR.File(io.BytesIO(data), separate_channels=True) as file:
             return {key: np.array(channel.pixels, dtype=np.float32) for key, channel in file.channels().items()}
