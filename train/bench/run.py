@@ -7,11 +7,11 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from fe2e_core.geometry import NORMAL_CONVENTIONS
 from fe2e_core.metrics import angular_error_deg
 from train.bench.archive import Archive
 from train.bench.errormaps import error_sheet, write_sheet
@@ -178,20 +178,21 @@ def read_report(folder: Path) -> Report:
 
 
 def suspect_axes(estimate: Estimate, sample: Sample) -> str | None:
-    """A warning where another convention of axes would fit the truth far better than the one given."""
+    """A warning where normals with other signs would fit the truth far better than those given."""
     size = (sample.truth.shape[0], sample.truth.shape[1])
     normal, truth = resized_normal(estimate.normal, size)[sample.mask], sample.truth[sample.mask]
     errors = {}
-    for name, signs in NORMAL_CONVENTIONS.items():
+    for signs in product((1.0, -1.0), repeat=3):
         turned = normal * torch.tensor(signs, dtype=normal.dtype, device=normal.device)
-        errors[name] = float(angular_error_deg(turned, truth).mean())
-    best = min(errors, key=errors.get)
-    if errors[best] < 0.5 * errors["OpenCV"]:
-        return (
-            f"normals are {errors['OpenCV']:.0f} degrees off, and {errors[best]:.0f} if their axes are turned as from "
-            f"{best} to OpenCV; look at --normal-convention"
-        )
-    return None
+        errors[signs] = float(angular_error_deg(turned, truth).mean())
+    given, best = (1.0, 1.0, 1.0), min(errors, key=errors.get)
+    if errors[best] >= 0.5 * errors[given]:
+        return None
+    turned = " and ".join(axis for axis, sign in zip("xyz", best, strict=True) if sign < 0)
+    return (
+        f"normals are {errors[given]:.0f} degrees off on average, and would be {errors[best]:.0f} with {turned} negated; "
+        "check --normal-convention"
+    )
 
 
 def _moved(estimate: Estimate, device: torch.device) -> Estimate:
