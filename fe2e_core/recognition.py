@@ -66,7 +66,7 @@ def check_transformer(tensors: Mapping[str, Tensor], what: str) -> None:
                          f"({STEP1X}) or a packed FE2E checkpoint")
     if is_folded(tensors) and has_guidance(tensors):
         raise ValueError(f"{what}: it is folded and has a guidance input, which folding leaves out; make the file again")
-    expected = transformer_shapes(_transformer_size(tensors, what), is_folded(tensors), has_guidance(tensors))
+    expected = transformer_shapes(transformer_size(tensors, what), is_folded(tensors), has_guidance(tensors))
     _check_shapes(tensors, expected, what, "transformer")
 
 
@@ -96,7 +96,8 @@ def _count(tensors: Mapping[str, Tensor], prefix: str, field: int) -> int:
     return 1 + max((int(k.split(".")[field]) for k in tensors if re.match(re.escape(prefix) + r"\d+\.", k)), default=-1)
 
 
-def _transformer_size(tensors: Mapping[str, Tensor], what: str) -> TransformerSize:
+def transformer_size(tensors: Mapping[str, Tensor], what: str) -> TransformerSize:
+    """The size of a FLUX-shaped transformer, from its names and shapes. Raises ValueError when it is none."""
     anchors = ("img_in.weight", "txt_in.weight", "vector_in.in_layer.weight")
     absent = [name for name in anchors if name not in tensors]
     if absent:

@@ -31,9 +31,11 @@ from fe2e_core.recognition import check_transformer
 from fe2e_core.tensorfile import TensorFile
 from train.backend import load_autoencoder
 from train.float8 import store_in_float8
+from train.low_bit import store_in_nf4
 from train.recipe import BaseFiles
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16}
+#: What a base is computed in, by `BaseFiles.dtype`.
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp8": torch.bfloat16, "nf4": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
 
     digest: note the SHA-256 of the transformer's file, which takes a read of all of it.
     """
-    dtype = _DTYPES[files.dtype]
+    dtype = DTYPES[files.dtype]
     with ExitStack() as stack:
         if files.checkpoint:
             path = files.checkpoint
@@ -118,8 +120,7 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
             _fix_guidance(model, conditioning.guidance)
         model.load_state_dict(flux_to_diffusers(weights), strict=True, assign=True)
         model.requires_grad_(False)
-        if files.dtype == "fp8":
-            store_in_float8(model, block_linears(model))
+        store_frozen(model, files.dtype)
         return Base(
             transformer=model,
             autoencoder=load_autoencoder(checkpoint),
@@ -130,6 +131,14 @@ def open_base(files: BaseFiles, digest: bool = True) -> Base:
             file=Path(path).name,
             digest=sha256(path) if digest else "",
         )
+
+
+def store_frozen(transformer: FluxTransformer2DModel, dtype: str) -> None:
+    """Store the frozen Linears of the blocks as `BaseFiles.dtype` says, where they are not so already."""
+    if dtype == "fp8":
+        store_in_float8(transformer, block_linears(transformer))
+    elif dtype == "nf4":
+        store_in_nf4(transformer, block_linears(transformer))
 
 
 def block_linears(transformer: FluxTransformer2DModel) -> list[str]:
