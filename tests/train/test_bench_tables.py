@@ -17,6 +17,7 @@ from train.bench.paper import DEPTH_COLUMNS, NORMAL_COLUMNS, TABLE_2, TABLE_3, a
 from train.bench.registry import BENCHMARKS
 from train.bench.run import Evaluation, Job, Plan, read_report
 from train.bench.summary import NORMAL_ERRORS
+from train.bench.tables import Report, paper_tables
 
 NEAR, FAR = 2.0, 4.0
 NOISE = {key: (0.1 + 0.02 * n, 0.2 + 0.02 * n) for n, key in enumerate(DEPTH_COLUMNS)}
@@ -171,11 +172,12 @@ def test_the_tables_cells(finished: Path) -> None:
             [float(np.mean([closed_depth(noise, alignment)[e] for noise in NOISE[key]])) for e in ("abs_rel", "delta1")]
             for key in DEPTH_COLUMNS
         ]
-        assert depth[title][:-1] == ["2", *(f"{100 * value:.1f}" for pair in means for value in pair)]
+        # two images are not the published list: marked, and without a rank
+        assert depth[title] == ["2", *(f"{100 * value:.1f}†" for pair in means for value in pair), "-"]
     for kind in ("pooled", "per image"):
         closed = [closed_normals(kind, key) for key in NORMAL_COLUMNS]
-        cells = [f"{v:.1f}" for c in closed for v in (c["mean"], 100 * c["within_11.25"])]
-        assert normal[f"**distorted truth**, {kind}"][:-1] == ["2", *cells]
+        cells = [f"{v:.1f}†" for c in closed for v in (c["mean"], 100 * c["within_11.25"])]
+        assert normal[f"**distorted truth**, {kind}"] == ["2", *cells, "-"]
     # the paper's rows as they are printed, dashes included
     assert depth["FE2E (paper)"] == "71K 4.1 97.7 6.6 96.0 3.8 98.7 4.4 97.5 22.8 81.2 1.4".split()
     assert depth["DepthAnything V2"] == "62.6M 4.5 97.9 7.4 94.6 13.1 86.5 - - 26.5 73.4 5.4".split()
@@ -225,7 +227,17 @@ def test_runs_stand_beside_each_other(finished: Path, tmp_path: Path) -> None:
         "**distorted truth**, linear alignment (Marigold)",
     ]
     own = rows["**other**, disparity alignment (Marigold, for methods that predict disparity)"]
-    assert own[1:9] == ["-"] * 8 and own[9] != "-"
+    assert own[1:9] == ["-"] * 8 and own[9].endswith("†")
+
+
+def test_a_complete_row_has_its_rank_among_the_papers() -> None:
+    means = {"abs_rel": 0.04, "delta1": 0.98}
+    whole = {key: {"images": 9, "listed": 9, "means": {"log": means}} for key in DEPTH_COLUMNS}
+    row = table_rows(paper_tables([Report("ours", "1", whole)]) + "\n\n", "Table 2")["**ours**, log alignment (FE2E)"]
+    # by hand: AbsRel 4.0 is 1, 1, 2, 1, 1; delta1 98.0 is 2, 1, 2, 2, 1
+    assert row == ["1", *["4.0", "98.0"] * 5, "1.4"]
+    fewer = {**whole, "diode": {**whole["diode"], "images": 8}}
+    assert "4.0† | 98.0† | - |" in paper_tables([Report("ours", "1", fewer)])
 
 
 def test_error_maps_of_the_first_images(finished: Path) -> None:

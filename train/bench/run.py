@@ -43,11 +43,6 @@ class Job:
         if self.published is not None:
             lines = self.published.read_text(encoding="utf-8").splitlines()
             found = chosen(found, lines, str(self.published))
-        if len(found) != self.benchmark.images:
-            log.warning(
-                "%s: found %d images, the published list has %d; the numbers are not comparable with the paper's",
-                self.benchmark.key, len(found), self.benchmark.images,
-            )  # fmt: skip
         return found[: self.limit] if self.limit else found
 
 
@@ -90,7 +85,11 @@ class Evaluation:
         for job in self.plan.jobs:
             key = job.benchmark.key
             with Archive(job.archive) as archive, self.store.writer(key) as writer:
-                mine = list(enumerate(job.members(archive)))[self.rank :: self.ranks]
+                members = job.members(archive)
+                if self.rank == 0 and len(members) != job.benchmark.images:
+                    log.warning("%s: %d images, the published list has %d; the numbers are not comparable with the "
+                                "paper's", key, len(members), job.benchmark.images)  # fmt: skip
+                mine = list(enumerate(members))[self.rank :: self.ranks]
                 done = self.store.finished(key)
                 left = [(n, m) for n, m in mine if m.name not in done or self._lacks_sheet(key, n, m)]
                 for count, (number, sample) in enumerate(self._samples(job, archive, left)):

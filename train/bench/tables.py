@@ -18,6 +18,7 @@ from train.bench.registry import BENCHMARKS
 from train.bench.score import ALIGNMENTS, DEPTH_ERRORS
 from train.bench.summary import NORMAL_ERRORS
 
+_PARTIAL = "†"
 _SHARES = {"abs_rel", "delta1", "delta2", "delta3", *(e for e in NORMAL_ERRORS if e.startswith("within"))}
 _HEADS = {
     "abs_rel": "AbsRel %",
@@ -58,22 +59,31 @@ def paper_tables(reports: Sequence[Report]) -> str:
 
 def _rows(report: Report, task: str, columns: Sequence[str], table: Sequence[PaperRow]) -> list[list[str]]:
     names = ("abs_rel", "delta1") if task == DEPTH else ("mean", "within_11.25")
-    kinds = dict.fromkeys(kind for key in columns for kind in report.benchmarks.get(key, {}).get("means", ()))
+    entries = [report.benchmarks.get(key) for key in columns]
+    kinds = dict.fromkeys(kind for entry in entries if entry for kind in entry["means"])
     rows = []
     for kind in kinds:
-        cells: list[tuple[float, float] | None] = []
-        for key in columns:
-            means = report.benchmarks.get(key, {}).get("means", {}).get(kind)
-            cells.append(None if means is None else tuple(_number(name, means[name]) for name in names))
-        # ranks compare what the tables print
+        having = [entry if entry and kind in entry["means"] else None for entry in entries]
+        cells = [
+            tuple(_number(name, entry["means"][kind][name]) for name in names) if entry else None for entry in having
+        ]
+        # a rank over fewer columns or images than the paper's would be no rank among its rows
+        whole = all(entry and entry["images"] == entry["listed"] for entry in having)
         rounded = tuple(None if cell is None else (round(cell[0], 1), round(cell[1], 1)) for cell in cells)
-        rank = average_rank(rounded, tuple(table))
-        rows.append([f"**{report.name}**, {ALIGNMENTS.get(kind, kind)}", report.data, *_printed(cells, rank)])
+        marks = [_PARTIAL if entry and entry["images"] != entry["listed"] else "" for entry in having]
+        printed = _printed(cells, average_rank(rounded, tuple(table)) if whole else None, marks)
+        rows.append([f"**{report.name}**, {ALIGNMENTS.get(kind, kind)}", report.data, *printed])
     return rows
 
 
-def _printed(cells: Sequence[tuple[float, float] | None], rank: float | None) -> list[str]:
-    texts = (("-", "-") if cell is None else (f"{cell[0]:.1f}", f"{cell[1]:.1f}") for cell in cells)
+def _printed(
+    cells: Sequence[tuple[float, float] | None], rank: float | None, marks: Sequence[str] | None = None
+) -> list[str]:
+    marks = marks or [""] * len(cells)
+    texts = (
+        ("-", "-") if cell is None else (f"{cell[0]:.1f}{mark}", f"{cell[1]:.1f}{mark}")
+        for cell, mark in zip(cells, marks, strict=True)
+    )
     numbers = [text for pair in texts for text in pair]
     return [*numbers, "-" if rank is None else f"{rank:.1f}"]
 
@@ -85,6 +95,8 @@ def _table(title: str, columns: Sequence[str], table: Sequence[PaperRow], first:
     lines.append("|---|---|" + "---:|" * (len(heads) + 1))
     lines += [_line([row.method, row.data, *_printed(row.cells, row.rank)]) for row in table]
     lines += [_line(row) for row in rows]
+    if any(_PARTIAL in cell for row in rows for cell in row):
+        lines += ["", f"{_PARTIAL} not all images of the published list (see below): not comparable with the paper's rows."]
     return "\n".join(lines)
 
 
