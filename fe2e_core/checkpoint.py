@@ -79,7 +79,7 @@ def read_checkpoint(file: TensorFile) -> Checkpoint:
         raise ValueError(f"{file.what}: '{name}' is a safetensors file but no FE2E checkpoint ({describe(file)}); choose a file made by "
                          "'Save FE2E Checkpoint', or load the released parts instead")
     version = file.metadata.get("format_version", "")
-    if not version.isdigit() or int(version) > FORMAT_VERSION:
+    if version not in map(str, range(1, FORMAT_VERSION + 1)):
         raise ValueError(f"{file.what}: '{name}' has format version {version or 'unknown'}, this pack reads up to {FORMAT_VERSION}; "
                          "update the pack")
     transformer = Dequantized(Prefixed(file, "transformer."), what=file.what)
@@ -118,7 +118,7 @@ def _info(metadata: Mapping[str, str], what: str) -> CheckpointInfo:
             continue
         text = metadata[field.name]
         if field.type == "int":
-            if not text.isdigit() or not 16 <= int(text) <= 65536:
+            if not (text.isascii() and text.isdigit() and len(text) < 6) or not 16 <= int(text) <= 65536:
                 raise ValueError(f"{what}: metadata '{field.name}' is {text!r}; expected pixels between 16 and 65536")
             values[field.name] = int(text)
         else:

@@ -8,7 +8,7 @@ here once, in float32, straight from the checkpoint's `connector.*` tensors; siz
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .merging import first_equal_rows
+from .tensorfile import meta
 
 CONNECTOR_PREFIX = "connector."
 #: Width of one attention head in the released connector (4096 / 32); the weights do not show it.
@@ -60,22 +61,20 @@ def constant_conditioning(weights: Mapping[str, Tensor], embeds: Tensor, mask: T
     is real. heads: attention heads of the token refiner, by default one per 128 channels as in the release.
     The connector of Step1X-Edit v1.1 has no `scale_factor`: its pooled vector is made of the mean as it is.
 
-    Raises ValueError for a missing tensor, or when embeds and weights do not fit.
+    Raises ValueError for a connector that is not whole or not in shape, or when embeds and weights do not fit.
     """
     embeds = embeds.float()[None]
     mask = mask.to(embeds.device)
 
     def weight(name: str) -> Tensor:
-        key = CONNECTOR_PREFIX + name
-        if key not in weights:
-            raise ValueError(f"transformer: the tensor '{key}' is missing; a released Step1X-Edit file (with its connector) "
-                             "or a packed FE2E checkpoint is needed")
-        return weights[key].to(embeds.device, torch.float32)
+        return weights[CONNECTOR_PREFIX + name].to(embeds.device, torch.float32)
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, weight(name + ".weight"), weight(name + ".bias"))
 
-    expected = weight("S.input_embedder.weight").shape[1]
+    prefix = "S.individual_token_refiner.blocks."
+    depth = len({key.split(".")[4] for key in weights if key.startswith(CONNECTOR_PREFIX + prefix)})
+    expected, heads = _check_connector(weights, [f"{prefix}{i}" for i in range(depth)], heads)
     if embeds.shape[-1] != expected:
         raise ValueError(f"prompt cache: embeddings are {embeds.shape[-1]} wide, this transformer's connector takes {expected}; "
                          "use the cache that belongs to it (latent/no_info.npz of the FE2E release)")
@@ -90,19 +89,49 @@ def constant_conditioning(weights: Mapping[str, Tensor], embeds: Tensor, mask: T
     gate_input = time + linear(F.silu(linear(mean, "S.c_embedder.linear_1")), "S.c_embedder.linear_2")
 
     x = linear(embeds, "S.input_embedder")
-    heads = heads or max(1, x.shape[-1] // HEAD_WIDTH)
     # Padding tokens may attend to the first token only, so that no softmax row is empty.
     attend = mask.bool()[:, None] & mask.bool()[None, :]
     attend[:, 0] = True
 
-    prefix = "S.individual_token_refiner.blocks."
-    depth = len({key.split(".")[4] for key in weights if key.startswith(CONNECTOR_PREFIX + prefix)})
     for i in range(depth):
         x = _refiner_block(x, gate_input, attend, heads, linear, weight, f"{prefix}{i}")
     # Tokens that went in alike came out alike, but a matrix product may round its last rows otherwise, and merging
     # (merging.py) compares bits.
     x = x[:, first_equal_rows(torch.cat([embeds[0], real[0].to(embeds)], dim=1))]
     return Conditioning(context=x, pooled=pooled)
+
+
+def _check_connector(weights: Mapping[str, Tensor], blocks: Sequence[str], heads: int | None) -> tuple[int, int]:
+    """Width of the prompt's embeddings and number of heads. Raises ValueError unless the connector is whole and in shape.
+
+    The shapes come from the header: no tensor is read.
+    """
+    shapes = {name: tuple(meta(weights, name).shape) for name in weights if name.startswith(CONNECTOR_PREFIX)}
+    first, last = (CONNECTOR_PREFIX + name for name in ("S.input_embedder.weight", "global_proj_out.weight"))
+    for name in (first, last):
+        if len(shapes.get(name, ())) != 2:
+            raise ValueError(f"transformer: the tensor '{name}' is {shapes.get(name, 'missing')}; a released Step1X-Edit file (with "
+                             "its connector) or a packed FE2E checkpoint is needed")
+    (c, prompt), pooled = shapes[first], shapes[last][0]
+    linear = {"S.input_embedder": (c, prompt), "S.t_embedder.mlp.0": (c, 256), "S.t_embedder.mlp.2": (c, c),
+              "S.c_embedder.linear_1": (c, prompt), "S.c_embedder.linear_2": (c, c), "global_proj_out": (pooled, prompt)}
+    for block in blocks:
+        linear |= {f"{block}.self_attn_qkv": (3 * c, c), f"{block}.self_attn_proj": (c, c), f"{block}.mlp.fc1": (4 * c, c),
+                   f"{block}.mlp.fc2": (c, 4 * c), f"{block}.adaLN_modulation.1": (2 * c, c),
+                   f"{block}.norm1": (c,), f"{block}.norm2": (c,)}
+    expected = {f"{name}.weight": shape for name, shape in linear.items()} | {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    if CONNECTOR_PREFIX + "scale_factor" in shapes:
+        expected["scale_factor"] = (1,)
+    for name, shape in expected.items():
+        found = shapes.get(CONNECTOR_PREFIX + name)
+        if found != shape:
+            raise ValueError(f"transformer: the tensor '{CONNECTOR_PREFIX}{name}' is {found or 'missing'}; expected {shape}. The file is "
+                             "incomplete or damaged, download it again")
+    heads = max(1, c // HEAD_WIDTH) if heads is None else heads
+    if not 1 <= heads <= c or c % heads:
+        raise ValueError(f"transformer: its connector has {heads} heads by the file's metadata; expected a divisor of its width {c}. Make "
+                         "the file again")
+    return prompt, heads
 
 
 def _refiner_block(x: Tensor, gate_input: Tensor, attend: Tensor, heads: int, linear, weight, name: str) -> Tensor:

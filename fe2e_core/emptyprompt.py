@@ -31,7 +31,7 @@ def read_conditioning(path: str | os.PathLike, transformer: Mapping[str, Tensor]
     guidance = guidance if has_guidance(transformer) else None
     if any(name.startswith(CONNECTOR_PREFIX) for name in transformer):
         embeds, mask = read_prompt_cache(path)
-        made = constant_conditioning(transformer, embeds, mask, int(heads) if heads.isdigit() else None)
+        made = constant_conditioning(transformer, embeds, mask, int(heads) if heads.isascii() and heads.isdigit() and len(heads) < 6 else None)
         return Conditioning(made.context, made.pooled, guidance)
     name = Path(path).name
     if Path(path).suffix != ".safetensors":

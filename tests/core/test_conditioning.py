@@ -51,3 +51,22 @@ def test_v1_1_takes_the_mean_as_it_is(golden):
     assert torch.equal(without.pooled, zero.pooled)
     assert torch.equal(without.context, zero.context)
     assert not torch.allclose(without.pooled, golden.tensors["fp32.pooled"], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["connector.S.t_embedder.mlp.2.weight", "connector.global_proj_out.bias", "connector.scale_factor",
+                                  "connector.S.individual_token_refiner.blocks.1.self_attn_qkv.weight"])
+def test_a_damaged_connector_is_refused_by_name(golden, name):
+    weights = dit_weights(golden.config)
+    inputs = (golden.tensors["embeds"], golden.tensors["masks"])
+    with pytest.raises(ValueError, match=rf"'{name}' is \(.*expected"):
+        constant_conditioning(weights | {name: weights[name][..., None]}, *inputs, 3)
+    del weights[name]
+    if name != "connector.scale_factor":
+        with pytest.raises(ValueError, match=rf"'{name}' is missing"):
+            constant_conditioning(weights, *inputs, 3)
+
+
+@pytest.mark.parametrize("heads", [0, 7, 10**9])
+def test_a_number_of_heads_that_does_not_divide_the_width_is_refused(golden, heads):
+    with pytest.raises(ValueError, match=rf"{heads} heads .* divisor"):
+        constant_conditioning(dit_weights(golden.config), golden.tensors["embeds"], golden.tensors["masks"], heads)
