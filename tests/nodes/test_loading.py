@@ -131,7 +131,7 @@ def test_damaged_files_are_refused(models, folder, key, damage):
     ({"embeds": np.full((3, 64), np.nan, np.float32), "masks": np.ones(3, np.int64)}, "not finite"),
     ({"embeds": np.zeros((3, 64), np.float32), "masks": np.zeros(3, np.int64)}, "mask that is not of zeros and ones with a one"),
     ({"embeds": np.zeros((3, 32), np.float32), "masks": np.ones(3, np.int64)}, "embeddings are 32 wide, this transformer's connector takes 64"),
-    ({"embeds": np.array([object()] * 3), "masks": np.ones(3, np.int64)}, "which only pickle could read"),
+    ({"embeds": np.array([object()] * 3), "masks": np.ones(3, np.int64)}, "could only be read by pickle"),
 ])
 def test_wrong_prompt_caches_are_refused(models, arrays, problem):
     np.savez(models / "fe2e" / "wrong.npz", **arrays)
