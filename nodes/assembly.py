@@ -117,7 +117,7 @@ class FE2EPutTogether(io.ComfyNode):
             display_name="Put FE2E Model Together",
             category="FE2E/model",
             description="Replaces the transformer or the autoencoder of an FE2E model by a changed one.",
-            search_aliases=["fe2e join", "fe2e merge"],
+            search_aliases=["fe2e join", "fe2e merge", "replace vae", "replace transformer"],
             inputs=[
                 FE2EModelType.Input("fe2e_model", tooltip="The model whose conditioning and remaining parts are kept."),
                 io.Model.Input("model", optional=True, tooltip="The changed transformer, from 'Take FE2E Model Apart'."),

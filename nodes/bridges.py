@@ -22,7 +22,9 @@ class FE2EToMoGe(io.ComfyNode):
             "its axes.",
             search_aliases=["moge", "convert", "bridge", "fe2e"],
             inputs=[geometry_input(), *assumed_inputs()],
-            outputs=[MogeGeometry.Output(display_name="moge_geometry")],
+            outputs=[
+                MogeGeometry.Output(display_name="moge_geometry", tooltip="For MoGeRender and the other MoGe nodes.")
+            ],
         )
 
     @classmethod
@@ -55,7 +57,9 @@ class FE2EToDA3(io.ComfyNode):
             "sky.",
             search_aliases=["da3", "depth anything", "convert", "bridge", "fe2e"],
             inputs=[geometry_input(), *assumed_inputs()],
-            outputs=[Da3Geometry.Output(display_name="da3_geometry")],
+            outputs=[
+                Da3Geometry.Output(display_name="da3_geometry", tooltip="For the Depth Anything 3 nodes.")
+            ],
         )
 
     @classmethod

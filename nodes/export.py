@@ -145,7 +145,7 @@ class FE2ELoadEXR(io.ComfyNode):
                     "to see new files.",
                 ),
             ],
-            outputs=[FE2EGeometryType.Output(display_name="geometry")],
+            outputs=[FE2EGeometryType.Output(display_name="geometry", tooltip="As it was saved; one picture.")],
         )
 
     @classmethod

@@ -230,7 +230,10 @@ class FE2ESplat(io.ComfyNode):
                 ),
                 *assumed_inputs(),
             ],
-            outputs=[SplatType.Output(display_name="splat"), _camera_output()],
+            outputs=[
+                SplatType.Output(display_name="splat", tooltip="For Render Splat and the splat savers."),
+                _camera_output(),
+            ],
         )
 
     @classmethod

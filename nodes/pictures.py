@@ -107,7 +107,7 @@ class FE2EColorizeDepth(io.ComfyNode):
                     "mask", optional=True, tooltip="White where pixels count; the rest becomes black."
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Colours, the input's exact size.")],
         )
 
     @classmethod
@@ -161,7 +161,7 @@ class FE2ECompare(io.ComfyNode):
                 io.Image.Input("image_c", optional=True, tooltip="A third picture (not for the wipe)."),
                 io.Image.Input("image_d", optional=True, tooltip="A fourth picture (not for the wipe)."),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="All pictures in one.")],
         )
 
     @classmethod
@@ -221,7 +221,7 @@ class FE2EClay(io.ComfyNode):
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="White where clay is drawn; the rest is black."),
             ],
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Clay, the input's exact size.")],
         )
 
     @classmethod
@@ -263,7 +263,7 @@ class FE2EHistogram(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="White where pixels are counted."),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
+                io.Image.Output(display_name="image", tooltip="The histogram, with lines at 2, 50 and 98 %."),
                 io.String.Output(
                     display_name="percentiles", tooltip="One line for each of 2, 25, 50, 75 and 98 %."
                 ),
