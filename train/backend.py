@@ -12,6 +12,7 @@ from fe2e_core.checkpoint import Checkpoint
 from fe2e_core.folding import CONSTANT, install_constants, is_folded, modulation_modules
 from fe2e_core.keymaps import diffusers_modules, flux_to_diffusers, vae_to_diffusers
 from fe2e_core.packing import Velocity
+from fe2e_core.tensorfile import meta
 from train.config import AutoencoderShape, TransformerShape
 
 LATENT_CHANNELS = 16
@@ -144,16 +145,20 @@ def load_transformer(checkpoint: Checkpoint) -> FluxTransformer2DModel:
     return transformer.eval().requires_grad_(False)
 
 
-def load_autoencoder(checkpoint: Checkpoint) -> AutoencoderKL:
-    """The autoencoder of an FE2E checkpoint in diffusers, float32, sizes read from the weights."""
-    weights = {name: checkpoint.vae[name].float() for name in checkpoint.vae}
-    levels = [weights[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(_DOWNSAMPLINGS + 1)]
+def autoencoder_shape(weights: Mapping[str, Tensor]) -> AutoencoderShape:
+    """The shape of a FLUX autoencoder, from its names and shapes (`ae.safetensors` names)."""
+    levels = [meta(weights, f"encoder.down.{i}.block.0.conv1.weight").shape[0] for i in range(_DOWNSAMPLINGS + 1)]
     blocks = 1 + max(
         int(name.split(".")[4]) for name in weights if name.startswith("encoder.down.0.block.")
     )
-    width = weights["encoder.conv_in.weight"].shape[0]
-    shape = AutoencoderShape(width=width, multipliers=tuple(c // width for c in levels), blocks=blocks)
-    autoencoder = build_autoencoder(shape)
+    width = meta(weights, "encoder.conv_in.weight").shape[0]
+    return AutoencoderShape(width=width, multipliers=tuple(c // width for c in levels), blocks=blocks)
+
+
+def load_autoencoder(checkpoint: Checkpoint) -> AutoencoderKL:
+    """The autoencoder of an FE2E checkpoint in diffusers, float32, sizes read from the weights."""
+    weights = {name: checkpoint.vae[name].float() for name in checkpoint.vae}
+    autoencoder = build_autoencoder(autoencoder_shape(weights))
     autoencoder.load_state_dict(vae_to_diffusers(weights), strict=True)
     return autoencoder.eval().requires_grad_(False)
 
