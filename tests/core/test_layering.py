@@ -18,6 +18,7 @@ COMFYUI = {
 }  # fmt: skip
 TRAINING = {
     "diffusers", "peft", "accelerate", "transformers", "h5py", "tensorboard", "rich", "huggingface_hub",
+    "bitsandbytes",
 }  # fmt: skip
 ROOMS = {"fe2e_core", "nodes", "train", "tests", "tools", "benchmarks"}
 
