@@ -111,8 +111,8 @@ EXR_PRESETS: dict[str, ExrPreset] = {
 def write_exr(path: str | Path, geometry: dict, index: int, preset: str) -> None:
     """Write picture `index` of an FE2E_GEOMETRY that has `depth` and `intrinsics` (assumptions.py adds them).
 
-    Raises ValueError for an unknown preset, a missing key or an index outside the batch, ImportError if the
-    OpenEXR bindings are not installed.
+    Raises ValueError for an unknown preset, a missing key or an index outside the batch, OSError when the disk does
+    not take it, ImportError if the OpenEXR bindings are not installed.
     """
     style = _preset(preset)
     missing = [key for key in ("depth", "intrinsics") if geometry.get(key) is None]
@@ -151,7 +151,10 @@ def write_exr(path: str | Path, geometry: dict, index: int, preset: str) -> None
     for key, name in (("log_range", "fe2eLogRange"), ("log_near", "fe2eLogNear")):
         if geometry.get(key) is not None:
             header[name] = float(geometry[key].reshape(-1)[min(index, geometry[key].numel() - 1)])
-    openexr.File(header, channels).write(str(path))
+    try:
+        openexr.File(header, channels).write(str(path))
+    except RuntimeError as error:  # what the bindings make of a full disk
+        raise OSError(str(error)) from error
 
 
 def read_exr(path: str | Path) -> dict:

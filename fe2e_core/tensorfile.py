@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .files import Unfinished
+from .files import Unfinished, failures_named
 
 _DTYPE_NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -187,7 +187,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
 
-    with Unfinished(path) as file:
+    with failures_named(path), Unfinished(path) as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         done = 0
         for name in tensors:
