@@ -23,7 +23,8 @@ _SLOPE_NOISE = (
 class PlanePatches:
     """N planar patches; lengths in the picture plane are in units of the picture's width, y down.
 
-    `frame` (N,) picture index; `block` (N,) index of the neighbourhood, for errors that patches share;
+    `frame` (N,) picture index; `block` (N,) index of the neighbourhood, for errors that patches share, the
+    same at the same place of every frame;
     `centre` (N, 2) weighted centre from the top left corner; `label` (N,) log-depth label at the centre;
     `slope` (N, 2) its derivative there; `slope_error` (N, 2, 2) covariance; `normal` (N, 3) unit OpenCV
     normal; `weight` (N,) share of the patch's pixels in use, 0 to 1; `pixels` (N,) their number;
@@ -147,7 +148,7 @@ def plane_patches(
     # A few hundred rows: solving is done on the CPU in float64, which some devices lack.
     patches = PlanePatches(
         frame=torch.full_like(index, frame).cpu(),
-        block=(blocks + frame * (rows + 1) * (cols + 1)).cpu(),
+        block=blocks.cpu(),
         centre=centre.cpu().double(),
         label=(reference - torch.log(cq) / half_range).cpu().double(),
         slope=slope.cpu().double(),

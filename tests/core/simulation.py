@@ -46,6 +46,22 @@ def noisy_normals(normal, degrees, seed, scale=64):
     return F.normalize(normal + noise, dim=-1)
 
 
+def weak_normals(normal, degrees, pull, seed):
+    """Normals (H, W, 3) as a weak network gives them: wrong alike over a third of the picture, by `degrees`
+    (root mean square), and drawn toward the camera by the fraction `pull`.
+    """
+    _, width, _ = normal.shape
+    facing = torch.tensor([0.0, 0.0, -1.0])
+    return F.normalize((1 - pull) * noisy_normals(normal, degrees, seed, width // 3) + pull * facing, dim=-1)
+
+
+def weak_label(label, bend, seed):
+    """Label (H, W) with a smooth error of standard deviation `bend` over a third of the picture."""
+    height, width = label.shape
+    generator = torch.Generator().manual_seed(seed)
+    return label + bend * smooth_noise(height, width, width // 3, generator)[..., 0]
+
+
 def plane(normal, fov, height, width, offset=3.0):
     """Depth (H, W), normals (H, W, 3), mask (H, W) of an infinite plane, by hand from the pinhole model."""
     n = torch.tensor(normal, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 
 from fe2e_core import geometry as g
 from fe2e_core.calibration import CalibrationOptions, calibrate
-from tests.core.simulation import eq7_label, noisy_normals, plane
+from tests.core.simulation import eq7_label, noisy_normals, plane, weak_label, weak_normals
 from train.scenes import HELD_OUT, render_scene
 
 SCENES = range(HELD_OUT + 8, HELD_OUT + 16)
@@ -100,6 +100,106 @@ def test_a_principal_point_off_centre_is_used(scenes):
     k = found.intrinsics(height, width)[0]
     assert float(k[0, 2]) == pytest.approx(point[0])
     assert float(k[0, 0]) == pytest.approx(focal, rel=0.01)
+
+
+@pytest.mark.parametrize(("noise", "within"), [(0.0, 0.003), (5.0, 0.12)])
+def test_a_principal_point_off_centre_is_found(scenes, noise, within):
+    """Of a quarter of the picture, whose optical axis lies in its lower left corner."""
+    scene = scenes[3]
+    width, height = 160, 130
+    cut = (slice(0, height), slice(WIDTH - width, WIDTH))
+    normal = noisy_normals(scene.normal, noise, seed=1) if noise else scene.normal
+    label, log_range = eq7_label(scene.depth[cut], scene.mask[cut], bf16=noise > 0)
+    options = CalibrationOptions(find_center=True)
+    found = calibrate(label[None], normal[cut][None], scene.mask[cut][None], options)
+    assert found.determined[0], found.reason
+    miss = (found.center[0] - torch.tensor([0.0, HEIGHT / 2 / height], dtype=torch.float64)).abs()
+    assert miss.max() < within
+    assert (miss < 2 * found.center_error[0]).all()
+    fov = g.fov_from_focal(float(scene.intrinsics[0, 0]) * WIDTH / width)
+    assert float(found.fov_x_degrees[0]) == pytest.approx(fov, abs=5.0 if noise else 0.3)
+    assert float(found.log_range[0]) == pytest.approx(log_range, rel=0.15 if noise else 0.005)
+    k = found.intrinsics(height, width)[0]
+    assert float(k[0, 2]) == pytest.approx(float(found.center[0, 0]), abs=1e-6)
+
+
+def test_where_the_axis_is_cannot_be_seen_on_one_wall():
+    depth, normal, mask = plane((0.02, 0.01, -1.0), 60.0, HEIGHT, WIDTH)
+    label, _ = eq7_label(depth, mask)
+    noisy = noisy_normals(normal, 3.0, 0)
+    found = calibrate(label[None], noisy[None], options=CalibrationOptions(find_center=True))
+    assert not found.determined[0]
+    assert torch.isnan(found.center[0]).all()
+
+
+def test_stated_errors_hold_for_a_weak_network(scenes):
+    """Normals wrong alike over large areas, and drawn toward the camera; bent depth: what is stated to be
+    known has to be known, and where the two contradict each other nothing is stated.
+    """
+    z, refused = [], 0
+    for number, scene in enumerate(scenes):
+        fov = g.fov_from_focal(float(scene.intrinsics[0, 0]))
+        label, log_range = eq7_label(scene.depth, scene.mask, bf16=True)
+        for degrees, pull, bend in ((5.0, 0.05, 0.02), (10.0, 0.1, 0.05), (20.0, 0.4, 0.15)):
+            normal = weak_normals(scene.normal, degrees, pull, number)
+            bent = weak_label(label, bend, number + 100)
+            found = calibrate(bent[None], normal[None], scene.mask[None])
+            if not found.determined[0]:
+                assert torch.isnan(found.fov_x_degrees[0])
+                refused += degrees == 20.0
+                continue
+            z.append(abs(float(found.fov_x_degrees[0]) - fov) / float(found.fov_error[0]))
+            z.append(abs(float(found.log_range[0]) - log_range) / float(found.log_range_error[0]))
+    z = torch.tensor(z)
+    assert refused >= 7, "the worst of the three networks cannot calibrate anything"
+    assert len(z) >= 12, "the best can"
+    assert (z < 2).float().mean() > 0.85, z
+    assert z.max() < 4, z
+
+
+def test_a_network_that_repeats_its_error_in_every_frame_is_not_believed_more(scenes):
+    scene = scenes[3]
+    label, _ = eq7_label(scene.depth, scene.mask, bf16=True)
+    normal = weak_normals(scene.normal, 5.0, 0.05, 3)
+    one = calibrate(label[None], normal[None], scene.mask[None])
+    options = CalibrationOptions(one_camera=True)
+    clip = calibrate(*(x.expand(6, *x.shape) for x in (label, normal, scene.mask)), options)
+    assert float(clip.fov_x_degrees[0]) == pytest.approx(float(one.fov_x_degrees[0]), abs=0.1)
+    assert float(clip.fov_error[0]) > 0.85 * float(one.fov_error[0])
+    assert float(clip.log_range_error[0]) > 0.85 * float(one.log_range_error[0])
+
+
+def test_frames_whose_errors_are_their_own_are_believed_more(scenes):
+    scene = scenes[0]
+    label, _ = eq7_label(scene.depth, scene.mask, bf16=True)
+    normals = torch.stack([noisy_normals(scene.normal, 5.0, seed) for seed in range(6)])
+    options = CalibrationOptions(one_camera=True)
+    clip = calibrate(label.expand(6, *label.shape), normals, scene.mask.expand(6, *label.shape), options)
+    one = calibrate(label[None], normals[:1], scene.mask[None])
+    assert float(clip.fov_error[0]) < 0.75 * float(one.fov_error[0])
+
+
+def test_a_field_of_view_no_camera_has_needs_proof(scenes):
+    """150 degrees are believed where they are certain, 123 +- 25 degrees are not."""
+    depth, normal, mask = plane((0.5, -0.3, -0.8), 150.0, HEIGHT, WIDTH)
+    label, _ = eq7_label(depth, mask)
+    found = calibrate(label[None], normal[None], mask[None])
+    assert found.determined[0], found.reason
+    assert float(found.fov_x_degrees[0]) == pytest.approx(150, abs=1)
+    label = weak_label(eq7_label(scenes[3].depth, scenes[3].mask, bf16=True)[0], 0.15, 103)
+    normal = weak_normals(scenes[3].normal, 20.0, 0.4, 3)
+    lenient = CalibrationOptions(max_fov_error=90.0, max_range_error=9.0, max_disagreement=90.0)
+    found = calibrate(label[None], normal[None], scenes[3].mask[None], lenient)
+    assert not found.determined[0]
+    assert "hardly a camera has" in found.reason[0]
+
+
+def test_depth_and_normals_of_different_pictures_are_not_calibrated(scenes):
+    label, _ = eq7_label(scenes[0].depth, scenes[0].mask)
+    for scene in scenes[1:4]:
+        found = calibrate(label[None], scene.normal[None], scene.mask[None])
+        assert not found.determined[0]
+        assert found.reason[0]
 
 
 def test_masked_pixels_have_no_say(scenes):

@@ -43,14 +43,14 @@ def geometry(scene):
 @pytest.fixture
 def calibrated(geometry):
     return run_node(
-        pack_module("nodes.scene").FE2ECalibrate, geometry=geometry, camera={"camera": "estimate"}
+        pack_module("nodes.camera").FE2ECalibrate, geometry=geometry, camera={"camera": "estimate"}
     )[0]
 
 
 def test_calibrate(geometry, truth):
     before = set(geometry)
     out, fov, ratio, determined, report = run_node(
-        pack_module("nodes.scene").FE2ECalibrate, geometry=geometry, camera={"camera": "estimate"}
+        pack_module("nodes.camera").FE2ECalibrate, geometry=geometry, camera={"camera": "estimate"}
     )
     assert set(geometry) == before, "the input dict is left alone"
     assert fov == pytest.approx(truth[0], abs=1.0)
@@ -79,14 +79,28 @@ def test_a_known_camera(geometry, truth, camera):
     vertical = 2 * math.degrees(math.atan(math.tan(math.radians(truth[0] / 2)) * H / W))
     info = {"fov": vertical, "cameraType": "perspective"}
     _, fov, ratio, *_ = run_node(
-        pack_module("nodes.scene").FE2ECalibrate, geometry=geometry, camera=camera(truth[0]), camera_info=info
+        pack_module("nodes.camera").FE2ECalibrate, geometry=geometry, camera=camera(truth[0]), camera_info=info
     )
     assert fov == pytest.approx(truth[0], abs=0.01)
     assert math.log(ratio) == pytest.approx(truth[1], rel=0.02)
 
 
+def test_a_cropped_picture(geometry, truth):
+    """The right half: the optical axis lies on its left edge."""
+    crop = {key: value[:, :, W // 2 :] for key, value in geometry.items()}
+    node = pack_module("nodes.camera").FE2ECalibrate
+    out, fov, _, determined, report = run_node(node, geometry=crop, camera={"camera": "estimate, off centre"})
+    assert determined is True
+    focal = 2 * 0.5 / math.tan(math.radians(truth[0] / 2))  # in widths of the half
+    assert fov == pytest.approx(math.degrees(2 * math.atan(0.5 / focal)), abs=1.5)
+    assert float(out["intrinsics"][0, 0, 2]) == pytest.approx(0.0, abs=0.03)
+    assert float(out["intrinsics"][0, 1, 2]) == pytest.approx(0.5, abs=0.03)
+    assert float(out["intrinsics"][0, 0, 0]) == pytest.approx(focal, rel=0.03)
+    assert "optical axis at" in report
+
+
 def test_a_camera_without_a_view_is_refused(geometry):
-    node = pack_module("nodes.scene").FE2ECalibrate
+    node = pack_module("nodes.camera").FE2ECalibrate
     with pytest.raises(ValueError, match="camera_info"):
         run_node(node, geometry=geometry, camera={"camera": "connected camera"})
 
@@ -94,13 +108,14 @@ def test_a_camera_without_a_view_is_refused(geometry):
 def test_a_flat_wall_is_not_guessed(geometry):
     _, normal, mask = plane((0.0, 0.0, -1.0), 60.0, H, W)
     wall = {**geometry, "log_depth": torch.zeros(1, H, W), "normal": normal[None], "mask": mask[None]}
-    node = pack_module("nodes.scene").FE2ECalibrate
+    node = pack_module("nodes.camera").FE2ECalibrate
     out, fov, ratio, determined, report = run_node(node, geometry=wall, camera={"camera": "estimate"})
     assert determined is False
     assert (fov, ratio) == (0.0, 0.0)
     assert "log_range" not in out
     assert "intrinsics" not in out
     assert "undetermined" in report
+    assert "focal length" in report, "what the user can do about it"
 
 
 def test_confidence_clears_the_mask_where_asked(calibrated):
