@@ -94,13 +94,13 @@ def _polynomial(x: torch.Tensor, coefficients: tuple[tuple[float, float, float],
     return result.clamp(0.0, 1.0)
 
 
-def parse_color(text: str) -> tuple[float, float, float]:
-    """ "black", "white", "grey" or "#rrggbb" -> red, green, blue in [0, 1]. Raises ValueError for anything
-    else."""
+def parse_color(text: str, name: str = "colour") -> tuple[float, float, float]:
+    """ "black", "white", "grey" or "#rrggbb" -> red, green, blue in [0, 1]. Raises ValueError, naming the input
+    `name`, for anything else."""
     names = {"black": "000000", "white": "ffffff", "grey": "808080", "gray": "808080"}
     digits = names.get(text.strip().lower(), text.strip().lower().removeprefix("#"))
     if len(digits) != 6 or any(c not in "0123456789abcdef" for c in digits):
-        raise ValueError(f"colour: found {text!r}, expected black, white, grey or #rrggbb such as #8080ff")
+        raise ValueError(f"{name}: found {text!r}, expected black, white, grey or #rrggbb such as #8080ff")
     red, green, blue = (int(digits[i : i + 2], 16) / 255.0 for i in (0, 2, 4))
     return red, green, blue
 

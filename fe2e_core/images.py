@@ -10,17 +10,17 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 
-def check_image(image: Tensor) -> Tensor:
-    """A connected IMAGE -> (B,H,W,3) float32 in [0,1] on the CPU.
+def check_image(image: Tensor, name: str = "image") -> Tensor:
+    """A connected IMAGE, the input `name` -> (B,H,W,3) float32 in [0,1] on the CPU.
 
     One channel is repeated, a fourth (alpha) is dropped with one message, values outside [0,1] are clamped with one
     warning. Raises ValueError for anything else: no pictures, no pixels, another number of channels, NaN or Inf.
     """
     if not isinstance(image, Tensor) or image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         shape = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"image: found {shape}; expected (batch, height, width, channels) with 1, 3 or 4 channels. Connect an IMAGE")
+        raise ValueError(f"{name}: found {shape}; expected (batch, height, width, channels) with 1, 3 or 4 channels. Connect an IMAGE")
     if image.numel() == 0:
-        raise ValueError(f"image: found {tuple(image.shape)}, which has no pixels; expected at least one picture of 1x1. "
+        raise ValueError(f"{name}: found {tuple(image.shape)}, which has no pixels; expected at least one picture of 1x1. "
                          "The node before this one gave an empty batch")
     image = image.detach().to("cpu", torch.float32)
     if image.shape[-1] == 4:
@@ -30,7 +30,7 @@ def check_image(image: Tensor) -> Tensor:
         image = image.expand(-1, -1, -1, 3)
     if not bool(image.isfinite().all()):
         bad = int((~image.isfinite()).any(dim=-1).sum())
-        raise ValueError(f"image: {bad} pixels are NaN or infinite; expected numbers in [0,1]. "
+        raise ValueError(f"{name}: {bad} pixels are NaN or infinite; expected numbers in [0,1]. "
                          "Repair the picture before this node (a black result of a half-precision VAE is a common cause)")
     low, high = float(image.min()), float(image.max())
     if low < 0 or high > 1:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..fe2e_core.anchoring import fit_anchor, sample_at, scale_from_distance, scale_from_length
 from .bridges import Da3Geometry, MogeGeometry
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 NEAR_FAR, TWO_POINTS, LENGTH, DISTANCE = (
@@ -52,7 +53,7 @@ class _Line:
     report: str
 
 
-class FE2EAnchorDepth(io.ComfyNode):
+class FE2EAnchorDepth(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -17,6 +17,7 @@ from ..fe2e_core.checkpoint import write_checkpoint
 from ..fe2e_core.folding import CONSTANT, is_folded
 from . import folders
 from .backend import float32_vae
+from .node import Node
 from .types import FE2EModel, FE2EModelType
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def transformer_weights(model: FE2EModel) -> dict[str, Tensor]:
             for name, tensor in model.patcher.state_dict_for_saving().items()}
 
 
-class FE2ESaveCheckpoint(io.ComfyNode):
+class FE2ESaveCheckpoint(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -84,7 +85,7 @@ def free_name(filename: str) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-class FE2ETakeApart(io.ComfyNode):
+class FE2ETakeApart(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -109,7 +110,7 @@ class FE2ETakeApart(io.ComfyNode):
         return io.NodeOutput(model.patcher.clone(), model.vae)
 
 
-class FE2EPutTogether(io.ComfyNode):
+class FE2EPutTogether(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

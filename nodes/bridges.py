@@ -7,11 +7,12 @@ from comfy_api.latest import io
 
 from ..fe2e_core.geometry import points_from_depth
 from .assumed import assumed_inputs, complete, geometry_input
+from .node import Node
 
 MogeGeometry, Da3Geometry = io.Custom("MOGE_GEOMETRY"), io.Custom("DA3_GEOMETRY")
 
 
-class FE2EToMoGe(io.ComfyNode):
+class FE2EToMoGe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -46,7 +47,7 @@ class FE2EToMoGe(io.ComfyNode):
         return io.NodeOutput(moge)
 
 
-class FE2EToDA3(io.ComfyNode):
+class FE2EToDA3(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

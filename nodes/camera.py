@@ -17,6 +17,7 @@ from ..fe2e_core.geometry import (
 )
 from .assumed import Camera
 from .masks import counted_pixels
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 ESTIMATE, OFF_CENTRE, DEGREES, MILLIMETRES, CONNECTED = (
@@ -28,7 +29,7 @@ ESTIMATE, OFF_CENTRE, DEGREES, MILLIMETRES, CONNECTED = (
 )
 
 
-class FE2ECalibrate(io.ComfyNode):
+class FE2ECalibrate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -203,9 +204,10 @@ def _known_fov(camera: dict, info: dict | None, height: int, width: int) -> floa
     if source == MILLIMETRES:
         return fov_from_equivalent_focal(float(camera["focal_length"]), height, width)
     if source == CONNECTED:
-        if not isinstance(info, dict) or not info.get("fov"):
+        found = info.get("fov") if isinstance(info, dict) else None
+        if not isinstance(found, (int, float)) or not 0 < found < 180:
             raise ValueError(
-                "camera_info: 'connected camera' needs a camera with a field of view; connect one, or choose 'estimate'."
+                f"camera_info: 'connected camera' needs a camera with a field of view, found {found}; connect one, or choose 'estimate'."
             )
         return fov_from_vertical(float(info["fov"]), height, width)
     return None

@@ -20,13 +20,14 @@ from ..fe2e_core.depth_decoding import (
     decode_depth,
 )
 from .masks import counted_pixels
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 CUSTOM = "custom (use mapping, white and clipping below)"
 NEAR_WHITE, FAR_WHITE = "near is white", "far is white"
 
 
-class FE2ELogDepthDecode(io.ComfyNode):
+class FE2ELogDepthDecode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

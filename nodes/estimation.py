@@ -11,6 +11,7 @@ from ..fe2e_core.depth_decoding import DepthStyle, decode_depth
 from ..fe2e_core.estimation import TiledSize, choose_size, passes
 from ..fe2e_core.geometry import encode_normal
 from ..fe2e_core.images import check_image, check_mask
+from .node import Node
 from .prediction import Run
 from .types import FE2EGeometryType, FE2EModel, FE2EModelType
 
@@ -31,7 +32,7 @@ def estimate(model: FE2EModel, image: Tensor, mask: Tensor, size: sizing.Frame |
     return {"log_depth": log_depth, "normal": normal, "mask": mask, "image": image}
 
 
-class FE2EEstimate(io.ComfyNode):
+class FE2EEstimate(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -14,6 +14,7 @@ from ..fe2e_core.exr import EXR_PRESETS, read_exr, write_exr
 from ..fe2e_core.npz import write_npz
 from ..fe2e_core.png16 import encode_png16
 from .assumed import assumed_inputs, complete
+from .node import Node
 from .saving import save_next
 from .types import FE2EGeometryType, require_geometry
 
@@ -21,7 +22,7 @@ _NO_FILES = "(no .exr file in the input folder)"
 _UNIT, _MILLIMETRES = "0 to 1 becomes black to white", "metres become millimetres (up to 65.535 m)"
 
 
-class FE2ESaveNPZ(io.ComfyNode):
+class FE2ESaveNPZ(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -72,7 +73,7 @@ class FE2ESaveNPZ(io.ComfyNode):
         return io.NodeOutput(geometry, ui={"files": [saved]})
 
 
-class FE2ESaveEXR(io.ComfyNode):
+class FE2ESaveEXR(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -128,7 +129,9 @@ class FE2ESaveEXR(io.ComfyNode):
         return io.NodeOutput(geometry, ui={"files": saved})
 
 
-class FE2ELoadEXR(io.ComfyNode):
+class FE2ELoadEXR(Node):
+    lists_files = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -189,7 +192,7 @@ def _exr_path(name: str) -> str:
     return path
 
 
-class FE2ESavePNG16(io.ComfyNode):
+class FE2ESavePNG16(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

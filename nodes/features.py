@@ -16,6 +16,7 @@ from ..fe2e_core.colors import apply_color_map
 from ..fe2e_core.images import check_image
 from ..fe2e_core.packing import PATCH
 from . import backend
+from .node import Node
 from .types import FE2EModel, FE2EModelType
 
 FIRST, MIDDLE, LATE, NUMBER = "block 1", "block 20", "block 35", "block number"
@@ -65,7 +66,7 @@ def feature_norms(model: FE2EModel, image_latent: Tensor, position: tuple[str, i
     return seen[-1].reshape(b, 2, rows, columns)
 
 
-class FE2EFeatureView(io.ComfyNode):
+class FE2EFeatureView(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

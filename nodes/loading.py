@@ -21,6 +21,7 @@ from ..fe2e_core.recognition import check_base
 from ..fe2e_core.tensorfile import TensorFile
 from . import folders
 from .backend import build_transformer, build_vae, float32_vae
+from .node import Node
 from .types import FE2EModel, FE2EModelType
 from .weights import WEIGHT_DTYPES
 
@@ -90,7 +91,9 @@ def _with_lora(tensors: Mapping[str, Tensor], info: CheckpointInfo, lora: str | 
         return merged, replace(info, lora=" + ".join([*names, f"{file.path.name} at {strength:g}"]))
 
 
-class FE2ELoadModel(io.ComfyNode):
+class FE2ELoadModel(Node):
+    lists_files = True
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

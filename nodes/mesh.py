@@ -22,6 +22,7 @@ from .assumed import (
     one_picture,
     viewpoint,
 )
+from .node import Node
 
 MeshType, SplatType = io.Custom("MESH"), io.Custom("SPLAT")
 GlbType, PlyType = io.Custom("FILE_3D_GLB"), io.Custom("FILE_3D_PLY")
@@ -57,7 +58,7 @@ def _edge_input() -> io.Input:
     )
 
 
-class FE2EMesh(io.ComfyNode):
+class FE2EMesh(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -143,7 +144,7 @@ def _core_mesh(vertices: torch.Tensor, faces: torch.Tensor, **texture: torch.Ten
     return mesh
 
 
-class FE2EPointCloud(io.ComfyNode):
+class FE2EPointCloud(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -185,7 +186,7 @@ class FE2EPointCloud(io.ComfyNode):
         return io.NodeOutput(file_3d(write_ply(cloud), "ply"), viewpoint(picture))
 
 
-class FE2ESplat(io.ComfyNode):
+class FE2ESplat(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

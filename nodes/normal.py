@@ -8,13 +8,14 @@ from comfy_api.latest import io
 from ..fe2e_core.colors import normal_picture, parse_color
 from ..fe2e_core.geometry import NORMAL_CONVENTIONS
 from .masks import counted_pixels
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 FACING = "facing the camera"
 CUSTOM = "custom"
 
 
-class FE2ENormalColorize(io.ComfyNode):
+class FE2ENormalColorize(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -66,7 +67,7 @@ class FE2ENormalColorize(io.ComfyNode):
         require_geometry(geometry, "normal", "mask")
         fill = None
         if background != FACING:
-            fill = parse_color(background_color if background == CUSTOM else background)
+            fill = parse_color(background_color, "background_color") if background == CUSTOM else parse_color(background)
         picture = normal_picture(geometry["normal"], counted_pixels(geometry["mask"], mask), convention, fill)
         return io.NodeOutput(picture.to(comfy.model_management.intermediate_device()))
 

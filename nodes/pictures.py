@@ -10,8 +10,10 @@ from ..fe2e_core.colors import COLOR_MAPS, apply_color_map
 from ..fe2e_core.comparison import side_by_side, wipe
 from ..fe2e_core.depth_decoding import DEFAULT_RATIO, NORMALIZE_OVER, PER_IMAGE, DepthStyle, decode_depth
 from ..fe2e_core.histogram import depth_histogram, draw_histogram
+from ..fe2e_core.images import check_image
 from ..fe2e_core.shading import Lamp, clay
 from .masks import counted_pixels
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 _MAPPINGS = ("log", "disparity", "relative")
@@ -42,7 +44,7 @@ def _image(picture: torch.Tensor) -> torch.Tensor:
     return picture.to(device=comfy.model_management.intermediate_device(), dtype=torch.float32).contiguous()
 
 
-class FE2EColorizeDepth(io.ComfyNode):
+class FE2EColorizeDepth(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -120,7 +122,7 @@ class FE2EColorizeDepth(io.ComfyNode):
         return io.NodeOutput(_image(torch.where(counted, colors, torch.zeros_like(colors))))
 
 
-class FE2ECompare(io.ComfyNode):
+class FE2ECompare(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -168,7 +170,8 @@ class FE2ECompare(io.ComfyNode):
     def execute(
         cls, image_a, image_b, layout, gap, position, angle, image_c=None, image_d=None
     ) -> io.NodeOutput:
-        pictures = [p[..., :3].float() for p in (image_a, image_b, image_c, image_d) if p is not None]
+        given = {"image_a": image_a, "image_b": image_b, "image_c": image_c, "image_d": image_d}
+        pictures = [check_image(picture, name) for name, picture in given.items() if picture is not None]
         if layout == _WIPE:
             return io.NodeOutput(
                 _image(wipe(pictures[0], pictures[1], position=position, angle=angle, line=gap))
@@ -176,7 +179,7 @@ class FE2ECompare(io.ComfyNode):
         return io.NodeOutput(_image(side_by_side(pictures, gap=gap, vertical=layout == _STACK)))
 
 
-class FE2EClay(io.ComfyNode):
+class FE2EClay(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -231,7 +234,7 @@ class FE2EClay(io.ComfyNode):
         return io.NodeOutput(_image(clay(geometry["normal"], counted_pixels(geometry["mask"], mask), lamp)))
 
 
-class FE2EHistogram(io.ComfyNode):
+class FE2EHistogram(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

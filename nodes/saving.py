@@ -10,6 +10,9 @@ import folder_paths
 
 from ..fe2e_core.files import write_new
 
+#: Bytes; file systems take 255, and a number, an ending and a hidden name come on top.
+_LONGEST_NAME = 200
+
 
 def save_next(
     prefix: str, extension: str, write: Callable[[str], None], *, width: int = 0, height: int = 0
@@ -18,7 +21,8 @@ def save_next(
 
     `prefix` is ComfyUI's filename_prefix: it may name a subfolder and hold variables such as %width% and
     %year%. Returns filename, subfolder and type, as ComfyUI's history lists results. Raises ValueError for a
-    prefix without a name or one that leaves the output folder.
+    prefix without a name, one that leaves the output folder or one that is too long, OSError naming the file when the
+    disk does not take it.
     """
     output = folder_paths.get_output_directory()
     parts = Path(prefix.replace("\\", "/")).parts
@@ -29,6 +33,8 @@ def save_next(
             f"filename_prefix: found {prefix!r}, which leaves the output folder {output}; "
             "expected a name or a subfolder and a name, such as FE2E/geometry"
         )
+    if any(len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME for part in parts):
+        raise ValueError(f"filename_prefix: found a name of {max(map(len, parts))} letters, expected at most {_LONGEST_NAME} bytes")
     folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, output, width, height)
     while True:
         filename = f"{name}_{counter:05}_{extension}"

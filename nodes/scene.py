@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..fe2e_core.confidence import agreement
 from ..fe2e_core.refinement import RefinementOptions, refine_depth
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 
@@ -17,7 +18,7 @@ def _shape(geometry: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return geometry["depth"].float(), geometry["intrinsics"].to(geometry["depth"].device).float()
 
 
-class FE2EConfidence(io.ComfyNode):
+class FE2EConfidence(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -75,7 +76,7 @@ class FE2EConfidence(io.ComfyNode):
         return io.NodeOutput(result, score, score.unsqueeze(-1).expand(*score.shape, 3).contiguous())
 
 
-class FE2ERefine(io.ComfyNode):
+class FE2ERefine(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -9,12 +9,13 @@ from comfy_api.latest import io
 
 from ..fe2e_core.geometry import depth_from_log, fov_from_focal
 from ..fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
+from .node import Node
 from .types import FE2EGeometryType, require_geometry
 
 SOLVE, CONTINUE, REUSE = "solve", "continue a saved clip", "reuse saved scales"
 
 
-class FE2EStabilizeVideo(io.ComfyNode):
+class FE2EStabilizeVideo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -96,7 +96,7 @@ def test_normal_colours(geometry, normal_node):
     assert torch.allclose(picture[:, 4:], torch.tensor([0.5, 0.5, 0.0]).expand(2, H - 4, W, 3))
     (picture,) = run_node(normal_node, geometry=geometry, background="custom", background_color="#ff0000")
     assert (picture[:, :4] == torch.tensor([1.0, 0.0, 0.0])).all()
-    with pytest.raises(ValueError, match="colour"):
+    with pytest.raises(ValueError, match="background_color"):
         run_node(normal_node, geometry=geometry, background="custom", background_color="reddish")
 
 

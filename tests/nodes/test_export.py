@@ -67,7 +67,7 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(geometry, output):
     assert len(os.listdir(output)) == 3
 
 
-@pytest.mark.parametrize("prefix", ["../out", "a/../../b", "/tmp/x", "..\\b", "", "  ", "folder/", "C:\\x"])
+@pytest.mark.parametrize("prefix", ["../out", "a/../../b", "/tmp/x", "..\\b", "", "  ", "folder/", "C:\\x", "a/" + "深" * 70])
 def test_names_stay_inside(geometry, output, prefix):
     node = pack_module("nodes.export").FE2ESaveNPZ
     with pytest.raises(ValueError, match="filename_prefix"):
