@@ -92,8 +92,13 @@ def check_base(tensors: Mapping[str, Tensor], what: str, released: bool = True) 
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str, field: int) -> int:
-    """One more than the largest block number below a prefix."""
-    return 1 + max((int(k.split(".")[field]) for k in tensors if re.match(re.escape(prefix) + r"\d+\.", k)), default=-1)
+    """How many blocks below a prefix there should be: one more than the largest number.
+
+    Where numbers are left out, only so many that one of those is among them: a file can say "block 999999999".
+    """
+    # nine digits are enough for a number that is not there, and int() has a limit
+    numbers = {int(k.split(".")[field][:9]) for k in tensors if re.match(re.escape(prefix) + r"[0-9]+\.", k)}
+    return min(1 + max(numbers, default=-1), len(numbers) + 1)
 
 
 def transformer_size(tensors: Mapping[str, Tensor], what: str) -> TransformerSize:
@@ -130,18 +135,19 @@ def check_vae(tensors: Mapping[str, Tensor], what: str) -> None:
     conv = "decoder.conv_in.weight"
     if conv not in tensors or "encoder.conv_out.weight" not in tensors or "decoder.up_blocks.0.resnets.0.conv1.weight" in tensors:
         raise ValueError(f"{what}: no autoencoder here; {describe(tensors)}. Expected the FLUX autoencoder (ae.safetensors)")
-    channels = meta(tensors, conv).shape[1]
+    shape = tuple(meta(tensors, conv).shape)
+    channels = shape[1] if len(shape) == 4 else shape
     if channels != LATENT_CHANNELS or "quant_conv.weight" in tensors:
         raise ValueError(f"{what}: this autoencoder has {channels} latent channels"
                          f"{' and a quant_conv' if 'quant_conv.weight' in tensors else ''}; it is not the FLUX autoencoder. "
                          "Expected 16 channels without quant_conv (ae.safetensors)")
     first = "encoder.conv_in.weight"
-    width = meta(tensors, first).shape[0] if first in tensors else 0
+    width = (*meta(tensors, first).shape, 0)[0] if first in tensors else 0
     levels, blocks = _count(tensors, "encoder.down.", 2), _count(tensors, "encoder.down.0.block.", 4)
     firsts = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     absent = [name for name in (first, *firsts) if name not in tensors]
-    if absent or not levels:
+    if absent or not levels or not width:
         raise ValueError(f"{what}: the tensors {absent or ['encoder.down.*']} of the autoencoder are missing; the file is incomplete, "
                          "download it again")
-    multipliers = tuple(meta(tensors, name).shape[0] // width for name in firsts)
+    multipliers = tuple((*meta(tensors, name).shape, 0)[0] // width for name in firsts)
     _check_shapes(tensors, autoencoder_shapes(width, multipliers, blocks), what, "autoencoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -134,3 +135,27 @@ def test_wrong_autoencoders_are_named():
         check_vae(tensors(shapes), "VAE")
     with pytest.raises(ValueError, match="wrong shape"):
         check_vae(tensors(vae_shapes(32) | {"encoder.mid.block_1.conv1.weight": (128, 128, 1, 1)}), "VAE")
+
+
+@pytest.mark.parametrize("number", ["999999999", "9" * 5000])
+def test_a_block_number_without_end_takes_no_memory(number):
+    """A key can claim a billion blocks; a list of all that they lack would take more memory than there is."""
+    extra = torch.empty(1, device="meta")
+    transformer, vae = base(), tensors(vae_shapes(32))
+    tracemalloc.start()
+    for prefix in ("double_blocks.", "single_blocks."):
+        with pytest.raises(ValueError, match="transformer: .* missing"):
+            check_transformer(transformer | {f"{prefix}{number}.linear1.weight": extra}, "transformer")
+    for prefix in ("encoder.down.", "encoder.down.0.block."):
+        with pytest.raises(ValueError, match="VAE: .* missing"):
+            check_vae(vae | {f"{prefix}{number}.x.0.y": extra}, "VAE")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * 2**20
+
+
+@pytest.mark.parametrize("name", ["decoder.conv_in.weight", "encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"])
+def test_shapes_that_are_none_are_refused(name):
+    for shape in ((), (0,), (0, 3, 3, 3)):
+        with pytest.raises(ValueError, match="^VAE: "):
+            check_vae(tensors(vae_shapes(32)) | {name: torch.empty(shape, device="meta")}, "VAE")
