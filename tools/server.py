@@ -115,6 +115,13 @@ class ComfyServer:
         return f"http://127.0.0.1:{self.port}"
 
     @property
+    def process_id(self) -> int:
+        """Of the running process. Raises RuntimeError when none runs."""
+        if self._process is None:
+            raise RuntimeError("ComfyUI is not running; start it first")
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """Everything the process has written so far, over all its starts."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
@@ -171,6 +178,16 @@ class ComfyServer:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
+    def kill(self) -> None:
+        """Ends the process as a crash would: without a chance to finish or clean up anything."""
+        process, self._process = self._process, None
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.release()
+        if process is not None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
     def restart(self) -> None:
         """A fresh process over the same folders."""
         self.stop()
@@ -178,9 +195,10 @@ class ComfyServer:
 
     def _extra_paths(self, models: Path) -> Path:
         path = self.folder / "extra_model_paths.yaml"
-        lines = ["fe2e_models:", f"    base_path: {Path(models).resolve()}"]
+        # JSON is YAML, and quotes what YAML would take for a comment or a mapping
+        lines = ["fe2e_models:", f"    base_path: {json.dumps(str(Path(models).resolve()), ensure_ascii=False)}"]
         lines += [f"    {name}: {name}" for name in MODEL_FOLDERS]
-        path.write_text("\n".join(lines) + "\n")
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
 
     # -- the interface

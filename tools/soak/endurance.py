@@ -1,0 +1,82 @@
+"""Hundreds of prompts in one queue: all succeed, and the process does not grow."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.server import ComfyServer, PromptError
+from tools.soak.prompts import Prompts, digest
+from tools.soak.result import Result
+
+#: One-sided 95 % points of Student's t for 1, 2, ... degrees of freedom.
+_STUDENT = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75, 1.75, 1.74, 1.73, 1.73, 1.72)
+BLOCKS = 9
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Growth per 100 prompts in MB, and its standard error; `upward` when zero lies outside the one-sided 95 % bound."""
+
+    growth: float
+    error: float
+    degrees: int
+
+    @property
+    def upward(self) -> bool:
+        return self.growth > _STUDENT[min(self.degrees, len(_STUDENT)) - 1] * self.error
+
+
+def slope(megabytes: Sequence[float], blocks: int = BLOCKS) -> Slope:
+    """Least-squares line through the means of equal blocks: neighbouring prompts are not independent, blocks nearly are.
+
+    Raises ValueError for fewer than two prompts a block.
+    """
+    length = len(megabytes) // blocks
+    if length < 2:
+        raise ValueError(f"{len(megabytes)} measurements are too few for {blocks} blocks")
+    means = [statistics.fmean(megabytes[i * length : (i + 1) * length]) for i in range(blocks)]
+    places = [(i + 0.5) * length / 100 for i in range(blocks)]
+    centre, level = statistics.fmean(places), statistics.fmean(means)
+    spread = sum((x - centre) ** 2 for x in places)
+    growth = sum((x - centre) * (y - level) for x, y in zip(places, means, strict=True)) / spread
+    residual = sum((y - level - growth * (x - centre)) ** 2 for x, y in zip(places, means, strict=True))
+    return Slope(growth, math.sqrt(residual / (blocks - 2) / spread), blocks - 2)
+
+
+def resident(process: int) -> float:
+    """Memory that a process holds, in MB (Linux)."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"process {process} tells no memory")
+
+
+def endure(server: ComfyServer, count: int, seed: int, settled: int) -> tuple[Result, list[float]]:
+    """Queues `count` random prompts at once; memory is measured after each. Those before `settled` do not count, and fewer
+    than two for each block say nothing about growth.
+    """
+    result, chance, prompts = Result("endurance"), random.Random(seed), Prompts(server)
+    expected = digest(server.run(prompts.reference(), 900))
+    identities = [server.queue(prompts.wearing(chance, f"wear/{number}")) for number in range(count)]
+    memory: list[float] = []
+    for number, identity in enumerate(identities):
+        try:
+            server.wait(identity, 3600)
+        except PromptError as error:
+            result.require(False, f"prompt {number}: {error}")
+        memory.append(resident(server.process_id))
+        shutil.rmtree(server.output / "wear", ignore_errors=True)
+    result.require(digest(server.run(prompts.reference(), 900)) == expected, "the reference prompt gives another result at the end")
+    result.done = f"{count} prompts queued at once, sizes, nodes and outputs at random (seed {seed})"
+    result.found = f"memory {memory[settled]:.0f} MB after {settled} prompts, {memory[-1]:.0f} MB after {count}"
+    if count - settled >= 2 * BLOCKS:
+        found = slope(memory[settled:])
+        result.require(not found.upward, f"memory grows by {found.growth:.1f} +- {found.error:.1f} MB in 100 prompts")
+        result.found += f"; growth in 100 prompts {found.growth:+.2f} MB, standard error {found.error:.2f} MB"
+    return result, memory
