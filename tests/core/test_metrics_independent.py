@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import optimize, stats
 from scipy.spatial.transform import Rotation
+from sklearn import metrics
 
 from fe2e_core.metrics import (
     abs_rel,
@@ -37,7 +38,6 @@ def maps() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_depth_errors_are_scikit_learns(maps):
-    metrics = pytest.importorskip("sklearn.metrics")
     prediction, truth, mask = maps
     p, t = prediction[mask].double().numpy(), truth[mask].double().numpy()
     assert abs_rel(prediction, truth, mask) == pytest.approx(metrics.mean_absolute_percentage_error(t, p), rel=1e-12)
