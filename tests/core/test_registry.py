@@ -14,18 +14,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.harness.archive import pack_working_tree, source_files
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 COMFY = PROJECT["tool"]["comfy"]
 REPOSITORY = PROJECT["project"]["urls"]["Repository"]
-
-
-def tracked() -> list[str]:
-    """Paths of the files in git. Skips where the project is not a checkout: then there is nothing to publish."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return [name for name in done.stdout.split("\0") if name]
 
 
 def test_comfy_cli_reads_every_field_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
@@ -80,7 +74,7 @@ def test_one_repository_everywhere() -> None:
     for key, url in PROJECT["project"]["urls"].items():
         assert url.startswith(REPOSITORY), key
     pattern = re.compile(r"github(?:usercontent)?\.com/([\w.-]+)/([\w.-]*fe2e-nodes[\w.-]*)")
-    for path in tracked():
+    for path in source_files():
         if path.endswith((".md", ".toml", ".yml", ".yaml", ".py", ".json", ".txt")):
             for found in pattern.finditer((ROOT / path).read_text(encoding="utf-8")):
                 assert found.groups() in {(owner, name), (owner, f"{name}.git")}, (path, found.group())
@@ -101,21 +95,19 @@ def test_pictures_have_the_registrys_shapes(name: str, ratio: float) -> None:
 
 
 def test_the_published_archive_holds_what_users_need(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Made by the code that `comfy node publish` uses, from the files in git and .comfyignore."""
-    from comfy_cli.file_utils import zip_files
-
-    files = {path for path in tracked() if (ROOT / path).exists()}
-    monkeypatch.chdir(ROOT)
-    zip_files(str(tmp_path / "node.zip"))
+    files = source_files()
+    path = pack_working_tree(tmp_path)
     assert "Warning" not in capfd.readouterr().out
-    with zipfile.ZipFile(tmp_path / "node.zip") as archive:
+    with zipfile.ZipFile(path) as archive:
         packed = set(archive.namelist())
     assert {"__init__.py", "pyproject.toml", "requirements.txt", "LICENSE", "README.md"} <= packed
     assert "models/fe2e-nano.safetensors" in packed
     for room in ("nodes", "fe2e_core", "train", "web", "workflows", "subgraphs", "locales", "models"):
         ours = {path for path in files if path.startswith(f"{room}/")}
+        assert ours, room
         assert ours <= packed, f"missing from the archive: {sorted(ours - packed)}"
     tops = {path.split("/")[0] for path in packed}
     assert not tops & {".ci", ".github", ".gitignore", "assets", "benchmarks", "tests", "tools", "Makefile"}

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.importing import differences, fresh_probe, global_state
+from tools.comfyui import ROOT
 
 #: Heavy or optional packages: whoever only opens ComfyUI must not wait for them, or need them.
 LAZY = {
@@ -62,3 +67,26 @@ def test_a_change_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         "ComfyUI: comfy.utils.load_torch_file", "ComfyUI: comfy.utils.ProgressBar.update",
     } <= set(found)  # fmt: skip
     assert os.environ["FE2E_TRACE"]
+
+
+@pytest.mark.parametrize("folder", ["FE2E nodes (ü, 深度)", "nodes", "fe2e.v0.1", "123"])
+def test_any_folder_name_will_do(folder: str, tmp_path: Path) -> None:
+    """Loaded by path and named after it, as ComfyUI does."""
+    path = tmp_path / folder
+    path.symlink_to(ROOT, target_is_directory=True)
+    name = str(path).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, path / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+        extension = asyncio.run(module.comfy_entrypoint())
+        nodes = asyncio.run(extension.get_node_list())
+        assert len({node.GET_SCHEMA().node_id for node in nodes}) > 20
+        # ComfyUI's own modules may come along; a room of ours under a bare name may not.
+        strays = {key.split(".")[0] for key in set(sys.modules) - before if not key.startswith(name)}
+        assert not strays & {"nodes", "fe2e_core", "train", "tools"}
+    finally:
+        for key in [key for key in sys.modules if key.startswith(name)]:
+            del sys.modules[key]
