@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from train import convert, empty_prompt, fetch, inspect, lora, pack, predict
+from train import convert, curves, empty_prompt, fetch, inspect, lora, memory_report, pack, predict
 from train.bench import command as bench
 from train.config import NanoConfig, load_config
 
@@ -76,9 +76,11 @@ VERBS = (
     Verb("fetch", "download the released model, verified, into ComfyUI's folders", fetch.add_arguments, fetch.run),
     Verb("pack", "make one folded FE2E checkpoint of the released files, or store one otherwise", pack.add_arguments, pack.run),
     Verb("inspect", "check the datasets of a configuration and draw samples of them", inspect.add_arguments, inspect.run),
+    Verb("memory", "estimate the GPU memory of a run, and its time by card", memory_report.add_arguments, memory_report.run),
     Verb("empty-prompt", "the constant conditioning of a FLUX.1 base, by its text encoders", empty_prompt.add_arguments,
          empty_prompt.run),
     Verb("lora", "fine-tune a LoRA; train/configs/ has the paper's recipes", lora.add_arguments, lora.run),
+    Verb("curves", "the loss curves of several runs over each other, as PNG and CSV", curves.add_arguments, curves.run),
     Verb("convert", "a LoRA of kohya's format into diffusers' or peft's, or back", convert.add_arguments, convert.run),
     Verb("predict", "depth and normals of files, folders, videos and shards, without ComfyUI", predict.add_arguments, predict.run),
     Verb("evaluate", "the paper's nine benchmarks, for a checkpoint or any program's predictions", bench.add_arguments, bench.run),

@@ -1,0 +1,137 @@
+"""The memory estimate against what PyTorch's allocator is really asked for, on the CPU; and at the released size."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fe2e_core.architecture import TransformerSize
+from train.__main__ import main
+from train.adapter import attach
+from train.config import AutoencoderShape
+from train.cost import CARDS, forward_macs, seconds_a_picture, step_macs
+from train.dispersive import DispersiveConfig
+from train.memory import RELEASED, StepPlan, empty_base, estimate, run_step
+from train.memory_report import GIB, plan_of, write_between
+from train.recipe import LoraShape, load_recipe
+
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+#: Deep enough that the estimate follows from fewer blocks than the model has.
+SMALL = StepPlan(64, 96, size=TransformerSize(256, 64, 768, 4, 5), autoencoder=AutoencoderShape(32, (1, 2, 4, 4), 2),
+                 text_tokens=20, dtype="fp32", lora=LoraShape(rank=8, alpha=4.0))  # fmt: skip
+
+
+def measured(work) -> int:
+    """The most bytes that `work` held at any time beyond what was held before it, by PyTorch's allocator."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    now = most = 0
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
+
+
+@pytest.mark.parametrize(("change", "tolerance"), [
+    ({}, 0.01),
+    ({"gradient_checkpointing": False}, 0.01),
+    ({"dispersive": DispersiveConfig(source="batch"), "batch": 2}, 0.01),
+    # kernels of the CPU make copies of their own where the GPU's do not
+    ({"dtype": "bf16", "fold": True, "lora": LoraShape(rank=8, alpha=4.0, constants=True)}, 0.06),
+    ({"dtype": "fp8", "guidance": True}, 0.06),
+])  # fmt: skip
+def test_a_step_needs_what_was_estimated(change, tolerance):
+    plan = dataclasses.replace(SMALL, **change)
+    found = estimate(plan)
+    base = empty_base(plan)
+    with torch.no_grad():
+        for parameter in base.transformer.parameters():
+            if parameter.dtype != torch.float8_e4m3fn:
+                parameter.zero_()
+    held = sum(t.numel() * t.element_size() for t in [*base.transformer.parameters(), *base.transformer.buffers()])
+    trained = attach(base, plan.lora, seed=0)
+    assert found.stays["LoRA"] == 4 * sum(parameter.numel() for _, parameter in trained)
+    constants = sum(4 * parameter.numel() for name, parameter in trained if ".lora_" not in name)
+    assert found.stays["base"] == pytest.approx(held - constants, rel=1e-3)
+    assert found.stages["backward"] == pytest.approx(measured(lambda: run_step(base, trained, plan)), rel=tolerance)
+
+
+def test_the_24_gb_configuration_fits():
+    config = load_recipe(str(CONFIGS / "fe2e_24gb.toml"))
+    plan = plan_of(config)
+    assert plan.size == RELEASED
+    assert (plan.width, plan.height, plan.tokens) == (1024, 768, 6784)
+    found = estimate(plan)
+    assert 12e9 < found.total < 22e9
+    assert max(found.stages, key=lambda stage: found.stages[stage]) == "backward"
+    assert found.stays["base"] / GIB == pytest.approx(8.1, abs=0.1)
+    whole = dataclasses.replace(plan, dtype="bf16", fold=False, lora=LoraShape())
+    # the parameters of tests/data/step1x_keys.json without the connector's, two bytes each
+    assert estimate(whole).stays["base"] == pytest.approx(2 * 11_889_000_000, rel=2e-3)
+
+
+def test_less_is_needed_with_fewer_bits_and_tokens():
+    def total(**change) -> int:
+        return estimate(dataclasses.replace(SMALL, size=TransformerSize(256, 64, 768, 1, 1), **change)).total
+
+    assert total(dtype="fp32") > total(dtype="bf16") > total(dtype="fp8") > total(dtype="nf4")
+    assert total(fold=True) < total()
+    assert total(optimizer="adamw8bit") < total() < total(averaged=True)
+    assert total(validation=True) >= total()
+    with pytest.raises(ValueError, match="64x100"):
+        total(width=100)
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    plan = dataclasses.replace(SMALL, size=TransformerSize(256, 64, 768, 2, 3))
+    base = empty_base(plan)
+    attach(base, plan.lora, seed=0)
+    for checkpointing in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            run_step(base, [], dataclasses.replace(plan, gradient_checkpointing=checkpointing))
+        base.transformer.zero_grad()
+        counted = counter.get_total_flops() / 2
+        # torch also counts the embedding, the modulation and the gradients of the LoRA's factors
+        assert step_macs(dataclasses.replace(plan, gradient_checkpointing=checkpointing)) == pytest.approx(counted, rel=0.08)
+    assert forward_macs(StepPlan(768, 1024)) == pytest.approx(61e12, rel=0.01)
+    assert seconds_a_picture(StepPlan(768, 1024), CARDS[-1]) > seconds_a_picture(StepPlan(384, 512), CARDS[-1])
+
+
+def test_the_verb(tmp_path, capsys):
+    config = str(CONFIGS / "fe2e_24gb.toml")
+    assert main(["memory", "--config", config, "--dry-run"]) == 0
+    assert "1 picture(s) of 1024x768, 6784 tokens each; base fp8, folded" in capsys.readouterr().out
+    assert main(["memory", "--config", config, "--processes", "2"]) == 2
+    assert "batch is 1, which 2 processes cannot share" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    assert main(["memory", "--table", "--write", str(page)]) == 2
+    page.write_text("before\n<!-- memory -->\nold\n<!-- end of memory -->\nafter\n")
+    write_between(page, "memory", "new")
+    assert page.read_text() == "before\n<!-- memory -->\nnew\n<!-- end of memory -->\nafter\n"
+    with pytest.raises(ValueError, match="0 places"):
+        write_between(page, "cost", "new")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp8"])
+def test_a_gpu_needs_what_was_estimated(dtype):
+    plan = dataclasses.replace(SMALL, height=512, width=512, size=TransformerSize(1024, 4096, 768, 4, 8), dtype=dtype)
+    found = estimate(plan)
+    with torch.device("cuda"):
+        base = empty_base(plan)
+        trained = attach(base, plan.lora, seed=0)
+        base.transformer.cuda()
+        run_step(base, trained, plan)
+        base.transformer.zero_grad(set_to_none=True)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run_step(base, trained, plan)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(found.stages["backward"], rel=0.15)
