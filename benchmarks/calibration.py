@@ -99,9 +99,7 @@ def table(found: dict[str, list[float]]) -> Table:
     rows = []
     for name in KINDS:
         values = {key: found.get(f"{name}/{key}", []) for key in ("fov", "range")}
-        errors = [
-            v for key in ("fov", "range") for v in found.get(f"{name}/{key}, standard errors", [])
-        ]
+        errors = [v for key in ("fov", "range") for v in found.get(f"{name}/{key}, standard errors", [])]
         within = [sum(v < n for v in errors) / max(1, len(errors)) for n in (1, 2)]
         fov, log_range = (quantiles(values[key], 0.5, 0.9) for key in ("fov", "range"))
         rows.append(
@@ -113,9 +111,7 @@ def table(found: dict[str, list[float]]) -> Table:
                 f"{within[0]:.2f} / {within[1]:.2f}" if errors else "-",
             ]
         )
-    header = (
-        "input", "field of view, degrees", "log range, %", "undetermined", "within 1 / 2 stated errors"
-    )
+    header = ("input", "field of view, degrees", "log range, %", "undetermined", "within 1 / 2 stated errors")
     return Table(header, rows)
 
 

@@ -1,10 +1,7 @@
 """Video: one scale for all frames of a shot, though the network normalises every frame by itself (Eq. 7).
 
 Each frame's ln depth is a * label + b with unknown a and b. They are solved against a key frame of the same
-shot, together with the camera's rigid motion: the key frame's points are moved, projected into the new
-frame, and their depth is compared with the label found there. What does not follow one rigid motion (things
-that move, what is hidden or comes into view, what the pictures show in another colour) loses its weight.
-Without the motion in the equations a camera that walks forward would pass for a scene that shrinks.
+shot (frame_match.py); key frames hold the drift, and a cut begins a new shot.
 """
 
 from __future__ import annotations
@@ -20,18 +17,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import intrinsics_from_fov, pixel_rays
+from .frame_match import Match, View, match_frames
 from .strict_json import build_flat, parse_json
 
 FORMAT = 1
-_MOST_POINTS = 4000
+_RECENT = 8  # frames whose agreement tells how exact the network is
+_ROUGHLY = 0.25  # part of the spread of ln depth within which a weak network still agrees with itself
 
 
 @dataclass(frozen=True)
 class TemporalOptions:
     """width: of the grid frames are compared on. first_log_range: of a shot's first frame, when nothing
     better is known. key_inliers: a new key frame once fewer points of the old one are met again.
-    cut_inliers: a scene cut below this share. tolerance: ln depth that counts as the same. colour:
+    cut_inliers: a scene cut where less of the picture is met again (of the depth, where there are no
+    pictures). tolerance: ln depth that counts as the same, at least; more for a network that wavers. colour:
     difference in [0, 1] that tells two things apart.
     """
 
@@ -57,32 +56,6 @@ class FrameScale:
     residual: float
 
 
-@dataclass(frozen=True)
-class _View:
-    """A frame on the small grid: label, mask (h, w), ln depth with its scale applied, colours (h, w, 3) or
-    None.
-    """
-
-    label: Tensor
-    mask: Tensor
-    image: Tensor | None
-    scale: tuple[float, float] = (1.0, 0.0)
-
-    @property
-    def log_depth(self) -> Tensor:
-        return self.scale[0] * self.label + self.scale[1]
-
-
-@dataclass(frozen=True)
-class _Match:
-    gain: float
-    offset: float
-    motion: Tensor
-    inliers: float
-    residual: float
-    seen: float
-
-
 @dataclass
 class DepthStabilizer:
     """Streaming solver: `push` frames in order. Its state goes to JSON and back, for later shots and
@@ -92,8 +65,8 @@ class DepthStabilizer:
     options: TemporalOptions = field(default_factory=TemporalOptions)
     fov_x_degrees: float = 60.0
     frames: list[FrameScale] = field(default_factory=list)
-    _key: _View | None = None
-    _last: _View | None = None
+    _key: View | None = None
+    _last: View | None = None
     _motion: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     def push(
@@ -113,18 +86,39 @@ class DepthStabilizer:
         if self._key is None:
             return self._begin(view, start, cut=bool(self.frames))
         match = self._match(self._key, view, self._motion)
-        if match.inliers * match.seen < self.options.key_inliers and self._last is not self._key:
-            # Too far from the key frame: the last frame takes its place.
-            self._key, self._motion = self._last, torch.zeros(6, dtype=torch.float64)
-            self.frames[-1] = replace(self.frames[-1], key=True)
-            match = self._match(self._key, view, self._motion)
-        if match.inliers < self.options.cut_inliers or match.seen < 0.2:
+        agree = self._agreement(match)
+        if agree * match.seen < self.options.key_inliers and self._last is not self._key:
+            fresh = self._match(self._last, view, torch.zeros(6, dtype=torch.float64))
+            if fresh.better_than(match):
+                # Too far from the key frame: the last frame takes its place.
+                self._key = self._last
+                self.frames[-1] = replace(self.frames[-1], key=True)
+                match, agree = fresh, self._agreement(fresh)
+        if self._is_cut(match, agree):
             return self._begin(view, start, cut=True)
+        if not len(match.misses):  # one picture, but nothing in it to compare
+            gain, offset = self._last.scale
+            match = replace(match, gain=gain, offset=offset)
         self._motion = match.motion
         self._last = replace(view, scale=(match.gain, match.offset))
-        return self._record(match.gain, match.offset, False, False, match.inliers, match.residual)
+        return self._record(match.gain, match.offset, False, False, agree, match.residual)
 
-    def _begin(self, view: _View, gain: float, cut: bool) -> FrameScale:
+    def _agreement(self, match: Match) -> float:
+        """Share of the points seen that agree, as well as this network's frames usually do."""
+        recent = sorted(f.residual for f in self.frames[-_RECENT:] if f.residual > 0)
+        waver = 2.5 * recent[len(recent) // 2] if recent else math.inf
+        return match.inliers(max(self.options.tolerance, min(waver, _roughly(self._key))))
+
+    def _is_cut(self, match: Match, agree: float) -> bool:
+        """The pictures decide where there are any, since a weak network's depth may waver from frame to
+        frame; but depth that fits as well as ever outdoes a flash or a fade.
+        """
+        limit = self.options.cut_inliers
+        if math.isnan(match.alike):
+            return match.inliers(max(self.options.tolerance, _roughly(self._key))) < limit or match.seen < 0.2
+        return match.alike < limit and (match.seen < 0.2 or agree < self.options.key_inliers)
+
+    def _begin(self, view: View, gain: float, cut: bool) -> FrameScale:
         self._key = self._last = replace(view, scale=(gain, gain))  # log_near 0: near plane one unit away
         self._motion = torch.zeros(6, dtype=torch.float64)
         return self._record(gain, gain, cut, True, 1.0, 0.0)
@@ -135,7 +129,7 @@ class DepthStabilizer:
         self.frames.append(FrameScale(2 * gain, offset - gain, cut, key, inliers, residual))
         return self.frames[-1]
 
-    def _view(self, label: Tensor, mask: Tensor | None, image: Tensor | None) -> _View:
+    def _view(self, label: Tensor, mask: Tensor | None, image: Tensor | None) -> View:
         height, width = label.shape
         if mask is None:
             mask = torch.ones_like(label, dtype=torch.bool)
@@ -150,12 +144,12 @@ class DepthStabilizer:
             colours = F.interpolate(image.permute(2, 0, 1)[None].float(), size=size, mode="area")[0].permute(
                 1, 2, 0
             )
-        return _View(
+        return View(
             small.cpu().double(), (weight > 0.99).cpu(), None if colours is None else colours.cpu().double()
         )
 
-    def _match(self, key: _View, view: _View, motion: Tensor) -> _Match:
-        return match_frames(key, view, motion, self.fov_x_degrees, self.options)
+    def _match(self, key: View, view: View, motion: Tensor) -> Match:
+        return match_frames(key, view, motion, self.fov_x_degrees, self.options.colour)
 
     def to_json(self) -> str:
         """All that `from_json` needs: the frames' scales and the reference frames on the small grid."""
@@ -199,7 +193,13 @@ class DepthStabilizer:
         return out
 
 
-def _pack(view: _View | None) -> dict | None:
+def _roughly(key: View) -> float:
+    """ln depth that counts as the same when networks waver: a part of what the key frame spreads over."""
+    depths = key.log_depth[key.mask]
+    return _ROUGHLY * 1.4826 * float((depths - depths.median()).abs().median()) if len(depths) else 0.0
+
+
+def _pack(view: View | None) -> dict | None:
     if view is None:
         return None
 
@@ -215,7 +215,7 @@ def _pack(view: _View | None) -> dict | None:
     }
 
 
-def _unpack(data: dict | None) -> _View | None:
+def _unpack(data: dict | None) -> View | None:
     if data is None:
         return None
     size = tuple(int(n) for n in data["size"])
@@ -233,131 +233,12 @@ def _unpack(data: dict | None) -> _View | None:
         return values
 
     image = data["image"]
-    return _View(
+    return View(
         label=tensor(data["label"], torch.float16, size).double(),
         mask=tensor(data["mask"], torch.uint8, size).bool(),
         image=None if image is None else tensor(image, torch.uint8, (*size, 3)).double() / 255,
         scale=scale,
     )
-
-
-def _rotation(w: Tensor) -> Tensor:
-    """(3, 3) rotation of a rotation vector (3,)."""
-    x, y, z = w.tolist()
-    return torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64))
-
-
-def match_frames(
-    key: _View, view: _View, motion: Tensor, fov_x_degrees: float, options: TemporalOptions
-) -> _Match:
-    """Gain and offset of `view`'s ln depth, and the camera's motion from `key` (6,), by robust
-    Gauss-Newton.
-    """
-    height, width = key.label.shape
-    if view.label.shape != key.label.shape:
-        return _Match(1.0, 0.0, motion, 0.0, math.inf, 0.0)
-    k = intrinsics_from_fov(fov_x_degrees, height, width).double()
-    # a few thousand points fix eight numbers as well as all do
-    use = torch.nonzero(key.mask.flatten())[:, 0]
-    use = use[:: max(1, len(use) // _MOST_POINTS)]
-    if len(use) < 50:
-        return _Match(1.0, 0.0, motion, 0.0, math.inf, 0.0)
-    rays = pixel_rays(height, width, k).reshape(-1, 3)[use]
-    reference = key.log_depth.flatten()[use]
-    middle = float(reference.median())
-    points = (
-        rays * torch.exp(reference - middle)[:, None]
-    )  # in units of the median depth, so motions are of order one
-    colours = None if key.image is None or view.image is None else key.image.reshape(-1, 3)[use]
-    label = view.label
-    # slopes per unit of x and y of the ray, from central differences
-    along_x = torch.gradient(label, dim=1)[0] * (width * k[0, 0])
-    along_y = torch.gradient(label, dim=0)[0] * (height * k[1, 1])
-    layers = [label, along_x, along_y, view.mask.double()]
-    if colours is not None:
-        layers.extend(view.image.unbind(-1))
-    stack = torch.stack(layers)[None]
-    # Start with the spread and level of the reference at the same pixels.
-    both = key.mask & view.mask
-    motion = motion.clone()
-    gain, offset = _spread_start(key.log_depth[both] - middle, label[both], key.scale[0])
-    best = None
-    scale = None
-    for step in range(14):
-        moved = points @ _rotation(motion[3:]).T + motion[:3]
-        z = moved[:, 2].clamp_min(1e-3)
-        x, y = moved[:, 0] / z, moved[:, 1] / z
-        u, v = x * k[0, 0] + k[0, 2], y * k[1, 1] + k[1, 2]
-        grid = torch.stack([2 * u - 1, 2 * v - 1], -1)[None, None]
-        found = F.grid_sample(stack, grid, mode="bilinear", align_corners=False)[0, :, 0]
-        seen = (found[3] > 0.99) & (u > 0) & (u < 1) & (v > 0) & (v < 1) & (moved[:, 2] > 1e-3)
-        if int(seen.sum()) < 50:
-            return _Match(gain, offset + middle, motion, 0.0, math.inf, 0.0)
-        miss = gain * found[0] + offset - torch.log(z)
-        spread = 1.4826 * float(miss[seen].abs().median())
-        scale = max(spread, 0.004) if step else max(spread, 0.1)
-        weight = seen / (1 + (miss / (2 * scale)).square()).square()
-        if colours is not None:
-            change = (found[4:].T - colours).abs().amax(-1)
-            weight = weight / (1 + (change / options.colour).pow(4))
-        agree = seen & (miss.abs() < max(options.tolerance, 0.0))
-        best = _Match(
-            gain,
-            offset + middle,
-            motion.clone(),
-            float(agree.sum() / seen.sum()),
-            float(miss[seen].abs().median()),
-            float(seen.double().mean()),
-        )
-        if step == 13:
-            break
-        q, gx, gy = 1 / z, gain * found[1], gain * found[2]
-        jac = torch.stack(
-            [
-                found[0],
-                torch.ones_like(q),
-                gx * q,
-                gy * q,
-                -gx * x * q - gy * y * q - q,
-                -gx * x * y - gy * (1 + y * y) - y,
-                gx * (1 + x * x) + gy * x * y + x,
-                -gx * y + gy * x,
-            ],
-            -1,
-        )
-        matrix = jac.T @ (weight[:, None] * jac)
-        # Motions are small, and where a scene cannot tell a motion from a change of scale it is the scale
-        # that holds.
-        prior = 1e-4 * float(weight.sum()) * torch.tensor([0.01, 0.01, 1, 1, 1, 1, 1, 1], dtype=torch.float64)
-        delta = torch.linalg.solve(matrix + torch.diag(prior), -(jac.T @ (weight * miss)))
-        delta[2:] = delta[2:].clamp(-0.1, 0.1)
-        gain = max(gain + float(delta[0].clamp(-0.5 * gain, gain)), 1e-3)
-        offset += float(delta[1])
-        motion = motion + delta[2:]
-        if step > 3 and float(delta.abs().max()) < 1e-6:
-            break
-    return best
-
-
-def _spread_start(reference: Tensor, label: Tensor, usual: float) -> tuple[float, float]:
-    """Gain and offset that map labels to the reference, by the least median over pairs of pixels."""
-    if len(label) < 50:
-        return usual, 0.0
-    generator = torch.Generator().manual_seed(0)
-    one, two = (torch.randint(0, len(label), (400,), generator=generator) for _ in range(2))
-    apart = (label[one] - label[two]).abs() > 0.1
-    one, two = one[apart], two[apart]
-    if not len(one):
-        return usual, float((reference - usual * label).median())
-    gains = (reference[one] - reference[two]) / (label[one] - label[two])
-    offsets = reference[one] - gains * label[one]
-    sample = slice(None, None, max(1, len(label) // 1500))
-    miss = (gains[:, None] * label[sample] + offsets[:, None] - reference[sample]).abs()
-    miss = torch.where(gains > 0, miss.median(1).values, torch.full_like(gains, math.inf))
-    index = int(miss.argmin())
-    if not math.isfinite(float(miss[index])):
-        return usual, float((reference - usual * label).median())
-    return float(gains[index]), float(offsets[index])
 
 
 def stabilize_clip(
@@ -397,8 +278,9 @@ def stabilize_clip(
         key = replace(views[after], scale=(scale.log_range / 2, scale.log_near + scale.log_range / 2))
         motion = torch.zeros(6, dtype=torch.float64)
         for t in range(after - 1, before, -1):
-            match = match_frames(key, views[t], motion, state.fov_x_degrees, state.options)
-            if match.inliers * match.seen < state.options.cut_inliers:
+            match = match_frames(key, views[t], motion, state.fov_x_degrees, state.options.colour)
+            agree = match.inliers(max(state.options.tolerance, _roughly(key)))
+            if agree * match.seen < state.options.cut_inliers:
                 break
             motion = match.motion
             share = (t - before) / (after - before)

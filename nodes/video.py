@@ -7,6 +7,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..fe2e_core.depth_decoding import DEFAULT_RATIO
 from ..fe2e_core.geometry import depth_from_log, fov_from_focal
 from ..fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
 from .node import Node
@@ -46,7 +47,7 @@ class FE2EStabilizeVideo(Node):
                 ),
                 io.Float.Input(
                     "far_near_ratio",
-                    default=7.0,
+                    default=DEFAULT_RATIO,
                     min=1.01,
                     max=10000.0,
                     step=0.1,
@@ -59,13 +60,15 @@ class FE2EStabilizeVideo(Node):
                     max=1.0,
                     step=0.01,
                     advanced=True,
-                    tooltip="A new shot begins where fewer than this share of the points are met again. 0 finds no cuts.",
+                    tooltip="A new shot begins where less than this share of the picture (of the depth, without pictures) "
+                    "is met again. 0 finds no cuts.",
                 ),
                 io.Boolean.Input(
                     "use_picture",
                     default=True,
                     advanced=True,
-                    tooltip="Only match points that also have the same colour in both frames.",
+                    tooltip="Follow places in the pictures too: they say how the camera moves, what moves by itself, and "
+                    "where a cut is.",
                 ),
                 io.String.Input(
                     "state",
@@ -90,7 +93,7 @@ class FE2EStabilizeVideo(Node):
 
     @classmethod
     def execute(
-        cls, geometry, mode, two_pass=True, far_near_ratio=7.0, cut_threshold=0.35, use_picture=True, state=""
+        cls, geometry, mode, two_pass=True, far_near_ratio=DEFAULT_RATIO, cut_threshold=0.35, use_picture=True, state=""
     ) -> io.NodeOutput:
         require_geometry(geometry)
         labels = geometry["log_depth"].float()

@@ -9,8 +9,11 @@ import math
 import pytest
 import torch
 
+from fe2e_core.geometry import fov_from_focal
 from fe2e_core.temporal import DepthStabilizer, FrameScale, stabilize_clip
-from tests.core.simulation import eq7_label, room_depth
+from tests.core import clips
+from tests.core.simulation import eq7_label, room_depth, smooth_noise
+from train.scenes import HELD_OUT
 
 HEIGHT, WIDTH, FRAMES = 96, 128, 60
 
@@ -110,6 +113,72 @@ def test_a_scene_cut_is_found(clip):
         other.append(eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))[0])
     scales = stabilize_clip(torch.cat([labels, torch.stack(other)]))
     assert [s.cut for s in scales] == [False] * 6 + [True] + [False] * 3
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """A walk through a drawn room with pictures."""
+    return clips.walk(HELD_OUT + 2, 14, 72, 96, ball=False)
+
+
+def wavering(labels, strength):
+    """What a weak network says: every frame bent in another way over large areas, and clipped."""
+    frames, height, width = labels.shape
+    generator = torch.Generator().manual_seed(5)
+    bends = [smooth_noise(height, width, width // 3, generator)[..., 0] for _ in range(frames)]
+    return (labels + strength * torch.stack(bends)).clamp(-1, 1)
+
+
+def test_a_network_that_wavers_makes_no_cuts_and_no_collapse(drawn):
+    labels = wavering(drawn.labels(0.0), 0.2)
+    state = DepthStabilizer(fov_x_degrees=fov_from_focal(float(drawn.intrinsics[0, 0])))
+    scales = stabilize_clip(labels, drawn.mask, drawn.image, state)
+    assert not any(s.cut for s in scales)
+    ranges = torch.tensor([s.log_range for s in scales])
+    assert ranges.max() / ranges.min() < 2, "noise must not shrink the depth range frame by frame"
+    solved = torch.stack([s.log_range * (x + 1) / 2 + s.log_near for s, x in zip(scales, labels, strict=True)])
+    best = clips.spread_of_fixed_points(drawn, clips.true_scales(labels, drawn))
+    assert clips.spread_of_fixed_points(drawn, solved) < 1.5 * best
+
+
+def test_the_pictures_show_a_cut_that_wavering_depth_does_not(drawn):
+    other = clips.walk(HELD_OUT + 7, 4, 72, 96, ball=False)
+    labels = wavering(torch.cat([drawn.labels(0.0)[:6], other.labels(0.0)]), 0.2)
+    images, masks = (torch.cat([getattr(drawn, n)[:6], getattr(other, n)]) for n in ("image", "mask"))
+    scales = stabilize_clip(labels, masks, images)
+    assert [s.cut for s in scales] == [False] * 6 + [True] + [False] * 3
+
+
+def test_a_flash_is_no_cut(drawn):
+    images = drawn.image[:6].clone()
+    images[3] = (images[3] * 0.3 + 0.7).clamp(0, 1)
+    assert not any(s.cut for s in stabilize_clip(drawn.labels(0.01)[:6], drawn.mask[:6], images))
+
+
+def test_what_moves_by_itself_in_the_pictures_has_no_say():
+    """Half of the picture is a card that slides aside and comes nearer, before a camera that stands still.
+    Depth alone could as well be a scene that shrinks; the pictures show what stands still.
+    """
+    generator = torch.Generator().manual_seed(2)
+    wall = torch.sigmoid(2 * smooth_noise(72, 96, 6, generator, 3))
+    card = torch.sigmoid(2 * smooth_noise(72, 140, 6, generator, 3))
+    slant = torch.linspace(3.0, 6.0, 96).expand(72, 96).clone()
+    images, depths = [], []
+    for t in range(6):
+        image, depth = wall.clone(), slant.clone()
+        image[:, 30:75] = card[:, 4 * t : 4 * t + 45]
+        depth[:, 30:75] = 2.0 * 0.96**t
+        images.append(image)
+        depths.append(depth)
+    labels = torch.stack([eq7_label(d, torch.ones_like(d, dtype=torch.bool))[0] for d in depths]).clamp(-1, 1)
+    gain, offset = clips.true_scale(labels[0], depths[0], torch.ones_like(depths[0], dtype=torch.bool))
+    scales = stabilize_clip(labels, None, torch.stack(images), log_ranges=[2 * gain] * 6)
+    for label, depth, scale in zip(labels, depths, scales, strict=True):
+        found = scale.log_range * (label + 1) / 2 + scale.log_near + (offset - gain)
+        still = torch.ones_like(depth, dtype=torch.bool)
+        still[:, 26:79] = False
+        still &= label.abs() < 1
+        assert float((found - torch.log(depth))[still].abs().median()) < 0.03
 
 
 def test_state_survives_json_and_goes_on(clip):
