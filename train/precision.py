@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import autocast
 
 _FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """What Linux calls the instructions, on x86 and on Arm. Without them PyTorch's BF16 is slower than its float32: eight
@@ -21,6 +22,6 @@ def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return bool(words & _FLAGS)
 
 
-def fast_autocast() -> torch.autocast:
+def fast_autocast() -> autocast:
     """Autocast of a CPU to BF16 where that is fast, and otherwise none: float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
+    return autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())

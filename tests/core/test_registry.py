@@ -112,3 +112,10 @@ def test_the_published_archive_holds_what_users_need(
     tops = {path.split("/")[0] for path in packed}
     assert not tops & {".ci", ".github", ".gitignore", "assets", "benchmarks", "tests", "tools", "Makefile"}
     assert not [path for path in packed if path.startswith("docs/") and not path.endswith(".md")]
+
+
+def test_sources_fit_the_windows_code_page() -> None:
+    """comfy-test refuses others: some tools on Windows still read sources in it."""
+    for path in source_files():
+        if path.endswith(".py") and path.split("/")[0] in {"__init__.py", "nodes", "fe2e_core", "train"}:
+            (ROOT / path).read_text(encoding="utf-8").encode("cp1252")

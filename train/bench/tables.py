@@ -19,15 +19,17 @@ from train.bench.score import ALIGNMENTS, DEPTH_ERRORS
 from train.bench.summary import NORMAL_ERRORS
 
 _PARTIAL = "†"
+# Escaped: checkers of ComfyUI packs refuse sources with letters that the Windows code page lacks.
+_DELTA, _DOWN, _UP = "\u03b4", "\u2193", "\u2191"
 _SHARES = {"abs_rel", "delta1", "delta2", "delta3", *(e for e in NORMAL_ERRORS if e.startswith("within"))}
 _HEADS = {
     "abs_rel": "AbsRel %",
     "sq_rel": "SqRel m",
     "rmse": "RMSE",
     "log_rmse": "log RMSE",
-    "delta1": "δ1 %",
-    "delta2": "δ2 %",
-    "delta3": "δ3 %",
+    "delta1": f"{_DELTA}1 %",
+    "delta2": f"{_DELTA}2 %",
+    "delta3": f"{_DELTA}3 %",
     "mean": "mean °",
     "median": "median °",
 }
@@ -48,8 +50,8 @@ def paper_tables(reports: Sequence[Report]) -> str:
     table is left out when no report has one of its benchmarks."""
     parts = []
     for task, columns, table, first, second, title in (
-        (DEPTH, DEPTH_COLUMNS, TABLE_2, "AbsRel↓", "δ1↑", "Zero-shot affine-invariant depth (paper, Table 2)"),
-        (NORMAL, NORMAL_COLUMNS, TABLE_3, "MeanErr↓", "11.25°↑", "Zero-shot surface normals (paper, Table 3)"),
+        (DEPTH, DEPTH_COLUMNS, TABLE_2, f"AbsRel{_DOWN}", f"{_DELTA}1{_UP}", "Zero-shot affine-invariant depth (paper, Table 2)"),
+        (NORMAL, NORMAL_COLUMNS, TABLE_3, f"MeanErr{_DOWN}", f"11.25°{_UP}", "Zero-shot surface normals (paper, Table 3)"),
     ):
         rows = [row for report in reports for row in _rows(report, task, columns, table)]
         if rows:
@@ -91,7 +93,7 @@ def _printed(
 def _table(title: str, columns: Sequence[str], table: Sequence[PaperRow], first: str, second: str,
            rows: Sequence[Sequence[str]]) -> str:  # fmt: skip
     heads = [text for key in columns for text in (f"{BENCHMARKS[key].title} {first}", second)]
-    lines = [f"### {title}", "", _line(["Method", "Training data", *heads, "Avg rank↓"])]
+    lines = [f"### {title}", "", _line(["Method", "Training data", *heads, f"Avg rank{_DOWN}"])]
     lines.append("|---|---|" + "---:|" * (len(heads) + 1))
     lines += [_line([row.method, row.data, *_printed(row.cells, row.rank)]) for row in table]
     lines += [_line(row) for row in rows]
