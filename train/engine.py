@@ -5,48 +5,37 @@ resumed run, or one on another number of processes, sees the same pictures, flip
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fe2e_core.geometry import normal_to_network
-from fe2e_core.quantization import encode as encode_label
-from fe2e_core.quantization import percentile_range
-from train import run_state
 from train.adapter import attach, trained_modules
-from train.backend import encode
+from train.average import WeightAverage
 from train.bases import Base, open_base
-from train.data.frame import Batch
-from train.data.loader import Loader
+from train.cache import LatentCache
+from train.data.loader import GivenBatch, Loader
 from train.data.mixture import Mixture, MixtureSampler
 from train.dispersive import Dispersion, tap_single_block
+from train.encoding import EncodedBatch, encode_picture, stack
 from train.flow import flow_loss
-from train.lora_export import LoraNotes, write_kohya
-from train.objective import latent_mask
+from train.labels import label_frame
+from train.lora_export import LoraNotes, tensors_digest, write_kohya
+from train.low_bit import check_available, make_optimizer
 from train.recipe import FinetuneConfig, Training
+from train.run_state import Position, RunState
+from train.validation import Scores, Validation
+from train.watching import StepReport, Watch
 
 log = logging.getLogger(__name__)
 
 _NOISE = 77
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One finished optimizer step: mean losses over its batches (unweighted), gradient norm before clipping."""
-
-    step: int
-    depth: float
-    normal: float
-    dispersive: float
-    gradient: float
-    rate: float
 
 
 def total_steps(training: Training, batch: int, mixture: Mixture) -> int:
@@ -67,22 +56,6 @@ def learning_factor(step: int, total: int, training: Training) -> float:
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total))))
 
 
-def label_pictures(batch: Batch, scheme: str) -> tuple[Tensor, Tensor]:
-    """(depth, normals) as pictures (B,3,H,W) in [-1,1] for the autoencoder.
-
-    Depth is Eq. 7's label in BF16, the mask applied before the percentiles; pixels that do not count are as
-    far as can be. Normals are in the network's axes. Labels beyond [-1,1] are clipped: decoding clamps there
-    as well."""
-    labels = []
-    for depth, valid in zip(batch.depth, batch.valid, strict=True):
-        span = percentile_range(depth, valid, scheme)
-        label = encode_label(torch.where(valid, depth, 1.0), span, bf16="nearest").clamp(-1, 1)
-        labels.append(torch.where(valid, label, -1.0 if scheme == "inverse" else 1.0))
-    depth_pictures = torch.stack(labels)[:, None].expand(-1, 3, -1, -1)
-    normals = normal_to_network(batch.normal.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return depth_pictures.contiguous(), normals.contiguous()
-
-
 class Finetuning:
     """One run, ready to go. `run` finishes it; stopped at any moment, another object with the same
     configuration goes on from its newest checkpoint."""
@@ -90,6 +63,8 @@ class Finetuning:
     def __init__(self, config: FinetuneConfig, digest: bool = True):
         self.config = config
         training = config.training
+        check_available(training.optimizer, config.base.dtype)
+        config.watch.check()
         self.accelerator = Accelerator(gradient_accumulation_steps=1)
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if ranks > 1 and config.dispersive.weight and config.dispersive.source == "queue":
@@ -98,16 +73,29 @@ class Finetuning:
             )
         self.mixture = config.data.open()
         self.total = total_steps(training, config.data.batch, self.mixture)
-        self.loader = Loader(
-            self.mixture, MixtureSampler(self.mixture, config.data.batch, rank, ranks), config.data.workers
+        self.validation = (
+            Validation(
+                config.validation, config.objective, training.seed, self.mixture.sources[0].size, self.accelerator
+            )
+            if config.validation.every
+            else None
         )
         self.base: Base = open_base(config.base, digest)
+        self.cache = self._open_cache()
+        self.loader = Loader(
+            self.mixture,
+            MixtureSampler(self.mixture, config.data.batch, rank, ranks),
+            config.data.workers,
+            partial(label_frame, scheme=config.objective.quantization),
+            self.cache,
+        )
         transformer = self.base.transformer
         self.trained = attach(self.base, config.lora, training.seed)
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = make_optimizer(
+            training.optimizer,
             [parameter for _, parameter in self.trained],
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
+            training.learning_rate,
+            training.weight_decay,
         )
         self.dispersion = Dispersion(config.dispersive) if config.dispersive.weight else None
         self.tap = tap_single_block(transformer, config.dispersive) if self.dispersion else None
@@ -117,14 +105,25 @@ class Finetuning:
         device = self.accelerator.device
         self.base.autoencoder.to(device)
         self.model = self.accelerator.prepare_model(transformer.to(device))
+        self.average = WeightAverage(self.trained, training.ema) if training.ema else None
+        self.state = RunState(
+            config.folder, self.trained, self.optimizer, self.average, config.identity(), training.keep
+        )
+        torch.manual_seed(training.seed)  # nothing below draws from it; if something ever does, it resumes
+        position = self.state.restore()
         self.step = 0
-        position = run_state.restore(config.folder, self.trained, self.optimizer, config.identity())
         if position is not None:
             self.step = position.step
             self.loader.load_state_dict(position.sampler)
             if self.dispersion:
                 self.dispersion.load_state_dict(position.queue)
             log.info("resumed after step %d of %d", self.step, self.total)
+        self.best = self._best_so_far()
+        self.watch = (
+            Watch(config, None if position is None else position.step)
+            if self.accelerator.is_main_process
+            else None
+        )
 
     def run(
         self, on_step: Callable[[StepReport], None] = lambda report: None, until: int | None = None
@@ -134,12 +133,19 @@ class Finetuning:
         Raises FloatingPointError naming the batch when loss or gradient is not finite; the last checkpoint
         stays."""
         last = self.total if until is None else min(until, self.total)
-        batches = iter(self.loader)
+        batches = self.loader.given()
         saved = self.step
+        if self.step == 0:
+            self._validate()
         while self.step < last:
             report = self._one_step(batches)
-            self._note(report)
+            if self.watch is not None:
+                self.watch.stepped(report)
             on_step(report)
+            every = self.config.validation.every
+            if every and (self.step % every == 0 or self.step == self.total):
+                self._validate()
+            # after the validation, which a run that is killed in between has to repeat
             if self.step % self.config.training.save_every == 0 or self.step == last:
                 self.save()
                 saved = self.step
@@ -147,7 +153,7 @@ class Finetuning:
             self.save()
         return self.export()
 
-    def _one_step(self, batches: Iterator[Batch]) -> StepReport:
+    def _one_step(self, batches: Iterator[GivenBatch]) -> StepReport:
         training = self.config.training
         rate = training.learning_rate * learning_factor(self.step, self.total, training)
         for group in self.optimizer.param_groups:
@@ -155,9 +161,10 @@ class Finetuning:
         sums = torch.zeros(3)
         names: list[str] = []
         for micro in range(training.accumulate):
-            batch = next(batches)
-            names.append(f"batch {batch.number} ({', '.join(batch.names)})")
-            losses = self._losses(batch)
+            given = next(batches)
+            batch = self._encoded(given)
+            names.append(f"batch {given.number} ({', '.join(batch.names)})")
+            losses = self._losses(batch, given.number)
             loss = losses[0] + losses[1] + self.config.dispersive.weight * losses[2]
             if not bool(torch.isfinite(loss)):
                 raise FloatingPointError(
@@ -167,11 +174,8 @@ class Finetuning:
             last = micro + 1 == training.accumulate
             with torch.no_grad():
                 sums += torch.stack([part.detach().float().cpu() for part in losses]) / training.accumulate
-            if last or self.accelerator.num_processes == 1:
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
                 self.accelerator.backward(loss / training.accumulate)
-            else:
-                with self.accelerator.no_sync(self.model):
-                    self.accelerator.backward(loss / training.accumulate)
         parameters = [parameter for _, parameter in self.trained]
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf)
         if not bool(torch.isfinite(norm)):
@@ -181,27 +185,47 @@ class Finetuning:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "mean").cpu()
         depth, normal, dispersive = sums.tolist()
         return StepReport(self.step, depth, normal, dispersive, float(norm), rate)
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """(depth, normal, dispersive) losses of one batch."""
-        config, device = self.config, self.accelerator.device
-        pictures = (batch.image * 2 - 1, *label_pictures(batch, config.objective.quantization))
-        with torch.no_grad():
-            image, depth, normal = (encode(self.base.autoencoder, picture.to(device)) for picture in pictures)
+    def _open_cache(self) -> LatentCache | None:
+        folder = self.config.cache.folder
+        if not folder:
+            return None
+        digest = tensors_digest(self.base.autoencoder.state_dict())
+        cache = LatentCache(folder, self.mixture, digest, self.config.objective.quantization)
+        log.info("latent cache at '%s': up to %.1f GiB", folder, cache.size() / 2**30)
+        return cache
+
+    def _encoded(self, batch: GivenBatch) -> EncodedBatch:
+        device = self.accelerator.device
+        pictures = []
+        for given in batch.pictures:
+            picture = given.item
+            if not given.found:
+                picture = encode_picture(self.base.autoencoder, picture, device)
+                if self.cache is not None:
+                    self.cache.keep(given.draw, picture)
+            pictures.append(picture)
+        return stack(pictures, device)
+
+    def _losses(self, batch: EncodedBatch, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(depth, normal, dispersive) losses of one batch, the run's `number`-th."""
+        config = self.config
         first = self.accelerator.process_index * len(batch.names)
-        seeds = [(config.training.seed, _NOISE, batch.number, first + i) for i in range(len(batch.names))]
+        seeds = [(config.training.seed, _NOISE, number, first + i) for i in range(len(batch.names))]
         arguments = (
             self.base.velocity(self.model),
             config.objective,
-            image,
-            depth,
-            normal,
-            latent_mask(batch.valid).to(device),
-            latent_mask(batch.normal_valid).to(device),
+            batch.image,
+            batch.depth,
+            batch.normal,
+            batch.depth_mask,
+            batch.normal_mask,
             self.base.conditioning,
             seeds,
             self._average_over_processes,
@@ -217,47 +241,82 @@ class Finetuning:
         """The mean of a number without gradient over all processes."""
         return value if self.accelerator.num_processes == 1 else self.accelerator.reduce(value, "mean")
 
+    def _validate(self) -> None:
+        """Score the weights that would be exported now; where they are the best so far, keep them."""
+        if self.validation is None:
+            return
+        with self._exported_weights():
+            scores, rows = self.validation(self.base, self.model)
+        if self.watch is not None:
+            self.watch.validated(self.step, scores, rows)
+        metric = self.config.validation.metric
+        if self.step and scores.better_than(self.best, metric):
+            self.best = scores
+            if self.accelerator.is_main_process:
+                self._keep_best(scores)
+
+    def _keep_best(self, scores: Scores) -> None:
+        try:
+            with self._exported_weights():
+                self._write_lora(self.config.folder / f"{self.config.name}_best.safetensors")
+        except OSError as error:
+            log.error("step %d: the best LoRA was not written (%s); the run goes on", self.step, error)
+            return
+        # last: with this file the LoRA counts as written
+        about = {"step": self.step, "scores": scores.as_row(), "validation": self.config.validation.identity()}
+        self.state.save_best(self._position(), about)
+
+    def _best_so_far(self) -> Scores | None:
+        """The scores of the best checkpoint, as it remembers them; None where they were of another set."""
+        about = self.state.read_best() if self.validation is not None else None
+        if about is None or about["validation"] != self.config.validation.identity():
+            return None
+        return Scores(**{"angle": math.nan, **about["scores"]})
+
+    def _position(self) -> Position:
+        return Position(
+            self.step, self.loader.state_dict(), self.dispersion.state_dict() if self.dispersion else {}
+        )
+
     def save(self) -> None:
         """Write a checkpoint (the first process does)."""
         if self.accelerator.is_main_process:
-            queue = self.dispersion.state_dict() if self.dispersion else {}
-            position = run_state.Position(self.step, self.loader.state_dict(), queue)
-            run_state.save(
-                self.config.folder,
-                position,
-                self.trained,
-                self.optimizer,
-                self.config.identity(),
-                self.config.training.keep,
-            )
+            self.state.save(self._position())
 
-    def _note(self, report: StepReport) -> None:
-        """One line of JSON a step; what a killed run wrote beyond its checkpoint is written again, later
-        lines count.
-        """
-        if self.accelerator.is_main_process:
-            self.config.folder.mkdir(parents=True, exist_ok=True)
-            with (self.config.folder / "losses.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(report.__dict__) + "\n")
+    def _exported_weights(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def close(self) -> None:
+        """Say goodbye to the trackers; the run may be taken up again by another object."""
+        if self.watch is not None:
+            self.watch.close()
 
     def export(self) -> Path:
-        """Write the LoRA in kohya's format, as ComfyUI loads it. Returns the file."""
+        """Write the LoRA in kohya's format, as ComfyUI loads it: of the averaged weights, where there are any.
+        Returns the file.
+        """
         path = self.config.folder / f"{self.config.name}.safetensors"
         if self.accelerator.is_main_process:
-            config, size = self.config, self.mixture.sources[0].size
-            notes = LoraNotes(
-                title=config.name,
-                base=self.base.file,
-                base_sha256=self.base.digest,
-                data=self.mixture.fingerprint(),
-                quantization=config.objective.quantization,
-                height=size[0],
-                width=size[1],
-                steps=self.step,
-                batch=config.data.batch * config.training.accumulate,
-                learning_rate=config.training.learning_rate,
-                seed=config.training.seed,
-                config=config.identity(),
-            )
-            write_kohya(path, trained_modules(self.base, config.lora), notes)
+            with self._exported_weights():
+                self._write_lora(path)
         return path
+
+    def _write_lora(self, path: Path) -> None:
+        """The LoRA of the parameters as they stand."""
+        config, size = self.config, self.mixture.sources[0].size
+        notes = LoraNotes(
+            title=config.name,
+            base=self.base.file,
+            base_sha256=self.base.digest,
+            data=self.mixture.fingerprint(),
+            quantization=config.objective.quantization,
+            height=size[0],
+            width=size[1],
+            steps=self.step,
+            batch=config.data.batch * config.training.accumulate,
+            learning_rate=config.training.learning_rate,
+            seed=config.training.seed,
+            config=config.identity(),
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_kohya(path, trained_modules(self.base, config.lora), notes)

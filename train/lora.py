@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 
+from train.memory_report import memory_note
 from train.recipe import load_recipe
 
 log = logging.getLogger(__name__)
@@ -28,31 +30,44 @@ def run(options: argparse.Namespace) -> int:
     """The verb. Returns 1 when the numbers stopped being numbers; raises ValueError and OSError for what is
     wrong.
     """
-    # engine brings diffusers and accelerate, which --help does not need
-    from train.engine import Finetuning, StepReport, total_steps
+    # torch, diffusers and accelerate, which --help does not need
+    import torch
+
+    from train.engine import Finetuning, total_steps
+    from train.low_bit import check_available
 
     config = load_recipe(options.config)
+    check_available(config.training.optimizer, config.base.dtype)
+    config.watch.check()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     if options.dry_run:
         steps = total_steps(config.training, config.data.batch, config.data.open())
         pictures = config.data.batch * config.training.accumulate
         print(f"{config.name}: {steps} steps of {pictures} pictures, into '{config.folder}'")
+        for key in ("checkpoint", "transformer", "vae", "prompt_cache", "conditioning"):
+            file = getattr(config.base, key)
+            if file and not os.path.isfile(file):
+                print(f"[base] {key}: there is no '{file}' yet")
+        print(memory_note(config, processes, None))
         return 0
+    if torch.cuda.is_available() and os.environ.get("LOCAL_RANK", "0") == "0":
+        note = memory_note(config, processes, torch.cuda.get_device_properties(0).total_memory)
+        log.info("%s", note)
     finetuning = Finetuning(config)
-
-    def show(report: StepReport) -> None:
-        if report.step % 10 == 0 or report.step == finetuning.total:
-            print(
-                f"step {report.step}/{finetuning.total}: depth {report.depth:.4f}, normals "
-                f"{report.normal:.4f}, "
-                f"dispersive {report.dispersive:.4f}, gradient {report.gradient:.3g}",
-                flush=True,
-            )
-
     try:
-        print(f"LoRA written: {finetuning.run(show)}")
+        if not finetuning.accelerator.is_main_process:
+            finetuning.run()
+            return 0
+        from train.console import RunConsole
+
+        with RunConsole(config.name, finetuning.step, finetuning.total) as console:
+            path = finetuning.run(console)
+        print(f"LoRA written: {path}")
     except FloatingPointError as error:
         log.error("%s", error)
         return 1
+    finally:
+        finetuning.close()
     return 0
 
 

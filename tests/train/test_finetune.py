@@ -25,12 +25,21 @@ from fe2e_core.lora import Merged
 from fe2e_core.tensorfile import TensorFile
 from tests.harness.golden import GoldenConfig, dit_weights, vae_weights
 from train import run_state
+from train.cache import CacheConfig
 from train.convert import read_lora
 from train.data.procedural import ProceduralConfig
 from train.data.settings import DataConfig, WeightedSource
 from train.dispersive import DispersiveConfig
 from train.engine import Finetuning
-from train.recipe import BaseFiles, FinetuneConfig, LoraShape, Objective, Training
+from train.recipe import (
+    BaseFiles,
+    FinetuneConfig,
+    LoraShape,
+    Objective,
+    Training,
+    ValidationConfig,
+    WatchConfig,
+)
 
 GOLDEN = GoldenConfig(hidden=128, depth=1, single=2, ctx=32)
 
@@ -59,7 +68,7 @@ def configuration(base: Path, out: Path, **changes) -> FinetuneConfig:
     values = {
         "name": "run", "out": str(out), "base": BaseFiles(checkpoint=str(base), dtype="fp32"),
         "data": DataConfig((source,), batch=2, workers=0), "lora": LoraShape(rank=4, alpha=2.0),
-        "dispersive": DispersiveConfig(block=1), "training": training,
+        "dispersive": DispersiveConfig(block=1), "training": training, "watch": WatchConfig(tensorboard=False),
     }  # fmt: skip
     return FinetuneConfig(**(values | changes))
 
@@ -127,52 +136,64 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def everything_on(base: Path, out: Path, **training) -> FinetuneConfig:
+    """A run with all that a checkpoint has to remember."""
+    values = {"steps": 24, "warmup": 0, "learning_rate": 3e-3, "save_every": 1, "keep": 2, "ema": 0.9}
+    return configuration(base, out, training=Training(**(values | training)),
+                         validation=ValidationConfig(every=2, pictures=1, drawn=1), watch=WatchConfig(),
+                         cache=CacheConfig(str(out / "cache")))  # fmt: skip
+
+
+def written(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """All tensors of all safetensors files of a run."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with TensorFile(path) as file:
+            found[path.name] = {key: file[key] for key in file}
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_ten_times_goes_on_to_the_same_bits(bases, tmp_path):
-    def config(out: str) -> FinetuneConfig:
-        training = Training(steps=10, warmup=0, learning_rate=3e-3, save_every=1, keep=2)
-        return configuration(bases["whole"], tmp_path / out, training=training)
-
-    straight = Finetuning(config("a"))
+    begun = time.monotonic()
+    straight = Finetuning(everything_on(bases["whole"], tmp_path / "a"))
+    started = time.monotonic() - begun
     straight.run()
-    killed, saved, rng = [], 0, random.Random(7)
-    began = time.monotonic()
-    straight._one_step(iter(straight.loader))  # one more, to know how long a step takes here
-    step = time.monotonic() - began
-    folder = config("b").folder
-    for _ in range(10):
+    step = (time.monotonic() - begun - started) / 24
+    config, rng = everything_on(bases["whole"], tmp_path / "b"), random.Random(7)
+    folder, reached = config.folder, set()
+    for attempt in range(10):
         before = run_state.checkpoints(folder)
         child = os.fork()
         if child == 0:
             try:
-                Finetuning(config("b")).run()
+                Finetuning(config).run()
             finally:
                 os._exit(0)
-        # from the first new checkpoint on, or a while without one, at any moment of the next step
-        patience = time.monotonic() + 20 * step
-        while run_state.checkpoints(folder) == before and time.monotonic() < patience:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, step))
+        if attempt % 4 == 3:  # at any moment, that of starting included
+            time.sleep(rng.uniform(0, started))
+        else:  # within a step after its first checkpoint
+            while run_state.checkpoints(folder) == before and os.waitpid(child, os.WNOHANG) == (0, 0):
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, step))
         os.kill(child, signal.SIGKILL)
-        killed.append(os.WIFSIGNALED(os.waitpid(child, 0)[1]))
-        saved += run_state.checkpoints(folder) != before
-        for path in run_state.checkpoints(folder):
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1]), "the run was over before it could be killed"
+        for path in folder.glob("*.safetensors"):
             with TensorFile(path) as file:
-                assert file["random.cpu"].numel() > 0
-        if (
-            len(run_state.checkpoints(folder))
-            and run_state.checkpoints(folder)[-1].name == "step-00000010.safetensors"
-        ):
-            break
-    assert sum(killed) >= 5
-    assert saved >= 5, "the children were killed before they did anything"
-    run = Finetuning(config("b"))
-    run.run()
-    reference = Finetuning(config("a"))
-    assert run.step == reference.step == 10
-    expected = trained(reference)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in trained(run).items())
+                assert all(file[key].numel() >= 0 for key in file)
+        reached |= {path.name for path in run_state.checkpoints(folder)}
+    assert len(reached) >= 7, "the children were killed before they did anything"
+    Finetuning(config).run()
+    expected, found = written(straight.config.folder), written(folder)
+    assert expected.keys() == found.keys()
+    assert {"best.safetensors", "run.safetensors", "run_best.safetensors"} < found.keys()
+    for name, tensors in expected.items():
+        assert tensors.keys() == found[name].keys()
+        different = [key for key, tensor in tensors.items() if not torch.equal(tensor, found[name][key])]
+        assert different == [], name
+    for name in ("losses.jsonl", "validation.jsonl"):
+        assert (folder / name).read_text() == (straight.config.folder / name).read_text()
 
 
 def _process(rank: int, config: FinetuneConfig, port: int, folder: str) -> None:

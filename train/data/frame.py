@@ -49,7 +49,8 @@ class Frame:
 class Source(Protocol):
     """A dataset. `name` is unique in a mixture; `size` (H, W) is that of every frame; `length` is the number
     of pictures, None when endless. `read` returns the same frame for the same index each time, or raises
-    BadFrame. `files` names what a frame is read from (nothing where it is made)."""
+    BadFrame. `files` names what a frame is read from (nothing where it is made); `fingerprint` says, as text,
+    what else it depends on: settings, and files that belong to the whole dataset."""
 
     name: str
     size: tuple[int, int]
@@ -58,6 +59,8 @@ class Source(Protocol):
     def read(self, index: int) -> Frame: ...
 
     def files(self, index: int) -> Sequence[str]: ...
+
+    def fingerprint(self) -> str: ...
 
 
 def make_frame(

@@ -1,11 +1,12 @@
-"""Reading the batches that a sampler chooses, ahead of time, by worker processes. Bad files never end a run."""
+"""Reading the pictures that a sampler chooses, ahead of time, by worker processes. Bad files never end a run."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -18,23 +19,55 @@ log = logging.getLogger(__name__)
 
 _ATTEMPTS = 20
 
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """Where what is made of a picture may lie already: then its files are not read."""
+
+    def find(self, draw: Draw) -> Any | None: ...
+
+
+@dataclass(frozen=True)
+class Given(Generic[T]):
+    """One picture of a batch: what was drawn in the end (a substitute where a file was bad), what was made of
+    it, and whether it was `found` in the store."""
+
+    draw: Draw
+    item: T
+    found: bool
+
+
+@dataclass(frozen=True)
+class GivenBatch(Generic[T]):
+    """The pictures of one batch of this process; `number` of the batch in the run."""
+
+    number: int
+    pictures: tuple[Given[T], ...]
+
 
 class _Pictures(Dataset):
-    """Draw -> frame, with substitutes for what cannot be read, and what was wrong."""
+    """Draw -> what is made of it, with substitutes for what cannot be read, and what was wrong."""
 
-    def __init__(self, mixture: Mixture):
+    def __init__(self, mixture: Mixture, prepare: Callable[[Frame], Any] | None, store: Store | None):
         self._mixture = mixture
+        self._prepare = prepare
+        self._store = store
 
-    def __getitem__(self, draw: Draw) -> tuple[Frame, list[str]]:
+    def __getitem__(self, draw: Draw) -> tuple[Given, list[str]]:
         problems: list[str] = []
         current = draw
         for attempt in range(_ATTEMPTS):
             source = self._mixture.sources[current.source]
             try:
+                found = self._store.find(current) if self._store is not None else None
+                if found is not None:
+                    return Given(current, found, True), problems
                 frame = source.read(current.index)
                 if not bool(frame.valid.any()):
                     raise BadFrame(f"{frame.name}: no pixel has a depth")
-                return (mirror(frame) if current.mirrored else frame), problems
+                frame = mirror(frame) if current.mirrored else frame
+                return Given(current, self._prepare(frame) if self._prepare else frame, False), problems
             except (BadFrame, OSError) as error:
                 problems.append(str(error))
                 current = self._mixture.substitute(draw, attempt)
@@ -48,17 +81,26 @@ class _Pictures(Dataset):
 class Loader:
     """Batches of a mixture in the sampler's order, whatever the number of workers.
 
-    `bad` lists what was wrong with the pictures that had to be replaced, each once. `state_dict` stands at
-    the last batch that was given out, not at the last one that was read ahead."""
+    prepare: what a worker makes of each frame, the frame itself when None. store: where it may be found
+    already. `bad` lists what was wrong with the pictures that had to be replaced, each once. `state_dict`
+    stands at the last batch that was given out, not at the last one that was read ahead."""
 
-    def __init__(self, mixture: Mixture, sampler: MixtureSampler, workers: int = 0):
-        self._mixture = mixture
+    def __init__(
+        self,
+        mixture: Mixture,
+        sampler: MixtureSampler,
+        workers: int = 0,
+        prepare: Callable[[Frame], Any] | None = None,
+        store: Store | None = None,
+    ):
+        self._pictures = _Pictures(mixture, prepare, store)
         self._sampler = sampler
         self._workers = workers
         self._state = sampler.state_dict()
         self.bad: dict[str, None] = {}
 
-    def __iter__(self) -> Iterator[Batch]:
+    def given(self) -> Iterator[GivenBatch]:
+        """Batches without end, from where the state stands, as what `prepare` makes of the frames."""
         self._sampler.load_state_dict(self._state)
         states: deque[dict[str, Any]] = deque()
 
@@ -68,12 +110,14 @@ class Loader:
                 yield draws
 
         loader = DataLoader(
-            _Pictures(self._mixture),
+            self._pictures,
             batch_sampler=batches(),
             num_workers=self._workers,
             collate_fn=list,
             worker_init_fn=_one_thread,
             multiprocessing_context="spawn" if self._workers else None,
+            # its own, so that starting to read again leaves the run's random state as it is
+            generator=torch.Generator(),
         )
         for pairs in loader:
             self._state = states.popleft()
@@ -82,9 +126,13 @@ class Loader:
                     if problem not in self.bad:
                         self.bad[problem] = None
                         log.warning("replaced by another picture: %s", problem)
-            number = self._state["number"] - 1
-            frames = [frame for frame, _ in pairs]
-            yield collate(frames, frames[0].name.partition("/")[0], number)
+            yield GivenBatch(self._state["number"] - 1, tuple(given for given, _ in pairs))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The frames themselves, as batches; only without `prepare`."""
+        for batch in self.given():
+            frames = [picture.item for picture in batch.pictures]
+            yield collate(frames, frames[0].name.partition("/")[0], batch.number)
 
     def state_dict(self) -> dict[str, Any]:
         """The sampler's state after the last batch given out."""

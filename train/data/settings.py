@@ -56,11 +56,16 @@ class WeightedSource:
         """The dataset. Raises what its class raises."""
         return _KINDS[self.kind][1](self.config, self.name)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether these are scenes that training must not see."""
+        return isinstance(self.config, ProceduralConfig) and self.config.held_out
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """batch: pictures a step over all processes. seed: of everything random about the data. mirror:
-    probability.
+    probability. Raises ValueError for scenes that are held out.
     """
 
     sources: tuple[WeightedSource, ...]
@@ -68,6 +73,11 @@ class DataConfig:
     seed: int = 0
     mirror: float = 0.5
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if source.held_out:
+                raise ValueError(f"[data] '{source.name}' is held_out, which is for [validation] only")
 
     def open(self) -> Mixture:
         """All datasets, opened. Raises what they raise, naming the dataset."""
@@ -91,17 +101,15 @@ class _Counts:
                              "least 1, 0 and 0, and a probability")
 
 
-def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
-    """A configuration file's `[data]` table. Raises ValueError naming the file and what is wrong."""
-    if not isinstance(raw, Mapping):
-        raise ValueError(f"{where}: [data] is {raw!r}; expected a table")
-    table = dict(raw)
-    tables = table.pop("source", None)
+def read_sources(tables: Any, where: str, table: str) -> tuple[WeightedSource, ...]:
+    """The `[[data.source]]` or `[[validation.source]]` tables. Raises ValueError naming the file and what is
+    wrong.
+    """
     if not isinstance(tables, list) or not tables:
-        raise ValueError(f"{where}: [data] has no [[data.source]]; expected at least one dataset")
+        raise ValueError(f"{where}: [{table}] has no [[{table}.source]]; expected at least one dataset")
     sources = []
     for number, entry in enumerate(tables):
-        here = f"{where} [[data.source]] {number + 1}"
+        here = f"{where} [[{table}.source]] {number + 1}"
         if not isinstance(entry, Mapping):
             raise ValueError(f"{here} is {entry!r}; expected a table")
         entry = dict(entry)
@@ -114,8 +122,20 @@ def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
         if not isinstance(name, str) or "/" in name or not name:
             raise ValueError(f"{here}: name is {name!r}; expected a word without '/'")
         sources.append(WeightedSource(name, kind, float(weight), build_config(entry, _KINDS[kind][0], here)))
+    return tuple(sources)
+
+
+def data_config(raw: Mapping[str, Any], where: str) -> DataConfig:
+    """A configuration file's `[data]` table. Raises ValueError naming the file and what is wrong."""
+    if not isinstance(raw, Mapping):
+        raise ValueError(f"{where}: [data] is {raw!r}; expected a table")
+    table = dict(raw)
+    sources = read_sources(table.pop("source", None), where, "data")
     counts = build_config(table, _Counts, f"{where} [data]")
-    return DataConfig(sources=tuple(sources), **asdict(counts))
+    try:
+        return DataConfig(sources=sources, **asdict(counts))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def load_data_config(path: str) -> DataConfig:

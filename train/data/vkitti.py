@@ -88,6 +88,10 @@ class VirtualKitti:
         )
         return [str(picture), str(depth)]
 
+    def fingerprint(self) -> str:
+        """What counts as too far, and where surfaces are told apart."""
+        return f"vkitti {self._config.far} {self._config.threshold}"
+
     def read(self, index: int) -> Frame:
         """Raises BadFrame for files that are missing, broken or of the wrong kind."""
         picture_file, depth_file = self.files(index)
