@@ -44,7 +44,6 @@ def decode_picture(data: bytes) -> Tensor:
         with Image.open(BytesIO(data)) as image:
             if _has_16_bits(image):
                 return _decode_deep(data)
-            # the same library and steps as ComfyUI's Load Image, so that both start from the same numbers
             upright = ImageOps.exif_transpose(image).convert("RGB")
     except BadInput:
         raise
