@@ -29,8 +29,9 @@ _GAP = 4
 
 
 def error_sheet(benchmark: Benchmark, alignment: str, estimate: Estimate, sample: Sample) -> Tensor:
-    """(h,w,3) in [0,1]: above the picture and the truth, below the prediction and its error, both black where no pixel
-    of the truth counts. Depth is drawn as its logarithm, near is red; the error runs from blue (none) to red."""
+    """(h,w,3) in [0,1]: above the picture and the truth, below the prediction and its error, both grey where no pixel
+    of the truth counts. Depth is drawn as its logarithm, near is red; the error runs from near black (none) over blue to
+    red."""
     height, width = sample.truth.shape[:2]
     mask = sample.mask.cpu()
     if benchmark.task == DEPTH:
@@ -67,7 +68,7 @@ def _log_colours(metres: Tensor, ends: list[float]) -> Tensor:
 
 
 def _where(mask: Tensor, colours: Tensor) -> Tensor:
-    return torch.where(mask[..., None], colours.float(), 0.0)
+    return torch.where(mask[..., None], colours.float(), 0.5)
 
 
 def _shrunk(picture: Tensor, size: tuple[int, int]) -> Tensor:
