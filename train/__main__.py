@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fe2e_core.checkpoint import read_checkpoint
+from fe2e_core.tensorfile import TensorFile
 from train import convert, curves, empty_prompt, fetch, inspect, lora, memory_report, pack, predict
 from train.bench import command as bench
 from train.config import NanoConfig, load_config
@@ -54,10 +56,16 @@ def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: as trained)")
     parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what would be scored, stop")
 
 
 def _score_nano(arguments: argparse.Namespace) -> int:
     size = tuple(arguments.size) if arguments.size else None
+    if arguments.dry_run:
+        with TensorFile(arguments.checkpoint, "checkpoint") as file:
+            name = read_checkpoint(file).info.name
+        print(f"{name}: {arguments.scenes} held-out scenes at {'{}x{}'.format(*size) if size else 'the trained size'}")
+        return 0
     return _score(arguments.checkpoint, arguments.scenes, size, arguments.json)
 
 

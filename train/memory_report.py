@@ -90,6 +90,18 @@ def lines(found: Estimate) -> list[str]:
     ]  # fmt: skip
 
 
+def memory_note(config: FinetuneConfig, processes: int, capacity: int | None) -> str:
+    """One line on what a run will need of each GPU; with what to change where that is more than `capacity` bytes."""
+    from train.memory import estimate
+
+    needed = estimate(plan_of(config, processes)).total
+    note = f"estimated GPU memory: {needed / GIB:.1f} GiB (`python -m train memory --config` has the parts)"
+    if capacity is None or needed <= capacity:
+        return note
+    return (f"{note}; this GPU has {capacity / GIB:.1f} GiB. Ways to need less: [base] fold = true, dtype = 'fp8' or "
+            "'nf4'; [training] gradient_checkpointing = true; a smaller [data] batch or smaller pictures")
+
+
 def plan_of(config: FinetuneConfig, processes: int = 1) -> StepPlan:
     """A run's step on one of its devices, as a `StepPlan`: at the largest picture of its datasets.
 
@@ -106,9 +118,8 @@ def plan_of(config: FinetuneConfig, processes: int = 1) -> StepPlan:
         text_tokens=_ENCODER_TOKENS if files.conditioning else _CACHE_TOKENS,
         dtype=files.dtype, fold=files.fold,
         gradient_checkpointing=config.training.gradient_checkpointing, objective=config.objective, lora=config.lora,
-        dispersive=config.dispersive, optimizer=getattr(config.training, "optimizer", "adamw"),
-        averaged=getattr(config.training, "ema", 0) > 0,
-        validation=getattr(getattr(config, "validation", None), "every", 0) > 0,
+        dispersive=config.dispersive, optimizer=config.training.optimizer, averaged=config.training.ema > 0,
+        validation=config.validation.every > 0,
     )  # fmt: skip
     return _with_files(plan, files)
 

@@ -26,7 +26,7 @@ from fe2e_core.provenance import provenance
 from fe2e_core.quantized import Dequantized
 from fe2e_core.recognition import check_base
 from fe2e_core.release import LICENSE, released_as
-from fe2e_core.tensorfile import TensorFile
+from fe2e_core.tensorfile import TensorFile, meta
 
 from .progress import Progress
 
@@ -75,23 +75,37 @@ def pack(parts: Parts, out: Path, storage: Storage, name: str | None = None, dig
     should be, FileNotFoundError, and OSError when the disk has not enough room; `out` then is as it was.
     """
     with ExitStack() as stack:
-        opened = _open_checkpoint(parts.checkpoint, stack) if parts.checkpoint else _open_parts(parts, stack)
-        transformer, info, silu_vec = opened.transformer, opened.info, opened.silu_vec
-        if parts.lora is not None:
-            lora = stack.enter_context(TensorFile(parts.lora, "LoRA"))
-            trained = provenance(lora.metadata, f"LoRA '{parts.lora.name}'")
-            info = info if trained is None else trained.of_checkpoint(info)
-            transformer = Merged(transformer, match_lora(lora, transformer, parts.lora.name), parts.strength, silu_vec)
-            merged = f"{parts.lora.name} at {parts.strength:g}"
-            info = replace(info, lora=f"{info.lora} + {merged}" if info.lora else merged)
-        if silu_vec is None:
-            silu_vec = modulation_input(transformer, opened.conditioning, torch.float32)
-        info = replace(info, name=name or out.stem)
+        assembled, opened = _assemble(parts, storage, stack)
+        info = replace(opened.info, name=name or out.stem)
         if digests:
             info = _with_digests(info, parts, progress)
-        write_checkpoint(out, info, Assembled(transformer, silu_vec, storage), opened.vae, opened.conditioning, silu_vec,
-                         progress(f"writing {out.name}"))
+        write_checkpoint(out, info, assembled, opened.vae, opened.conditioning, opened.silu_vec, progress(f"writing {out.name}"))
     return info
+
+
+def packed_bytes(parts: Parts, storage: Storage) -> int:
+    """Size of the tensors that `pack` would write. Raises what it raises for sources that are not what they should be."""
+    with ExitStack() as stack:
+        assembled, opened = _assemble(parts, storage, stack)
+        found = [meta(tensors, name) for tensors in (assembled, opened.vae) for name in tensors]
+        found += [opened.conditioning.context, opened.conditioning.pooled, opened.silu_vec]
+        return sum(tensor.numel() * tensor.element_size() for tensor in found)
+
+
+def _assemble(parts: Parts, storage: Storage, stack: ExitStack) -> tuple[Assembled, _Opened]:
+    """The transformer to be written, its tensors made when they are asked for; and what goes with it."""
+    opened = _open_checkpoint(parts.checkpoint, stack) if parts.checkpoint else _open_parts(parts, stack)
+    transformer, info, silu_vec = opened.transformer, opened.info, opened.silu_vec
+    if parts.lora is not None:
+        lora = stack.enter_context(TensorFile(parts.lora, "LoRA"))
+        trained = provenance(lora.metadata, f"LoRA '{parts.lora.name}'")
+        info = info if trained is None else trained.of_checkpoint(info)
+        transformer = Merged(transformer, match_lora(lora, transformer, parts.lora.name), parts.strength, silu_vec)
+        merged = f"{parts.lora.name} at {parts.strength:g}"
+        info = replace(info, lora=f"{info.lora} + {merged}" if info.lora else merged)
+    if silu_vec is None:
+        silu_vec = modulation_input(transformer, opened.conditioning, torch.float32)
+    return Assembled(transformer, silu_vec, storage), replace(opened, info=info, silu_vec=silu_vec)
 
 
 def _open_parts(parts: Parts, stack: ExitStack) -> _Opened:
@@ -142,6 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the name the checkpoint gives itself (default: that of the file)")
     parser.add_argument("--no-digests", action="store_true", help="do not note the SHA-256 of the sources: saves reading them twice")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--dry-run", action="store_true", help="check the files and say how large the result would be, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -155,6 +170,10 @@ def run(args: argparse.Namespace) -> int:
         return 1
     parts = Parts(args.transformer, args.vae, args.prompt_cache, args.checkpoint, args.lora, args.strength)
     try:
+        if args.dry_run:
+            size = packed_bytes(parts, STORAGES[args.dtype])
+            print(f"{args.out}: would be {size / 2**30:.2f} GiB, {args.dtype}; nothing was written")
+            return 0
         info = pack(parts, args.out, STORAGES[args.dtype], args.name, not args.no_digests, Progress)
     except (ValueError, OSError) as error:
         print(f"pack: {error}")

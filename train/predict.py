@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,10 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from fe2e_core.assumptions import DEFAULT_FOV
+from fe2e_core.checkpoint import read_checkpoint
 from fe2e_core.depth_decoding import DEFAULT_RATIO
 from fe2e_core.estimation import MODES
 from fe2e_core.exr import EXR_PRESETS
-from train.prediction.inputs import find_work, read_list
+from fe2e_core.tensorfile import TensorFile
+from train.prediction.inputs import PICTURE, SHARD, VIDEO, Work, find_work, read_list
 from train.prediction.outputs import FORMATS, OutputOptions, Store
 
 log = logging.getLogger(__name__)
@@ -59,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="CPU threads of each process; the last bits of CPU results depend on it (default: as the "
                         "run began, at first as the environment says)")  # fmt: skip
     parser.add_argument("--writers", type=int, default=2, help="threads that write, for each process (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be read and where it would go, and stop")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     )  # fmt: skip
     inputs = [*options.inputs, *(read_list(options.list) if options.list else ())]
     work = find_work(inputs, options.output, options.root)
+    if options.dry_run:
+        return _announce(options, outputs, work)
     # once for every picture is too often
     logging.getLogger("fe2e_core").setLevel(logging.WARNING)
     with _terminable():
@@ -81,7 +87,20 @@ def run(options: argparse.Namespace) -> int:
             return INTERRUPTED
 
 
-def _predict(options: argparse.Namespace, outputs: OutputOptions, work: list) -> int:
+def _announce(options: argparse.Namespace, outputs: OutputOptions, work: list[Work]) -> int:
+    """Check the checkpoint's header, count the inputs, write nothing."""
+    with TensorFile(options.checkpoint, "checkpoint") as file:
+        info = read_checkpoint(file).info
+    counts = Counter(item.kind for item in work)
+    kinds = ", ".join(f"{counts[kind]} {kind}(s)" for kind in (PICTURE, VIDEO, SHARD) if counts[kind])
+    print(f"{info.name}: {kinds} into '{options.output}' as {', '.join(outputs.formats)}; nothing was written")
+    missing = [str(item.path) for item in work if not item.path.is_file()]
+    if missing:
+        print(f"not there: {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}")
+    return 0
+
+
+def _predict(options: argparse.Namespace, outputs: OutputOptions, work: list[Work]) -> int:
     # diffusers and accelerate, which --help does not need
     import torch
     from accelerate import Accelerator

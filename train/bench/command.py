@@ -14,8 +14,10 @@ from pathlib import Path
 
 import torch
 
+from fe2e_core.checkpoint import read_checkpoint
 from fe2e_core.estimation import MODES
 from fe2e_core.geometry import NORMAL_CONVENTIONS
+from fe2e_core.tensorfile import TensorFile
 from train.bench.estimate import Predictor
 from train.bench.protocol import Benchmark
 from train.bench.registry import BENCHMARKS, select
@@ -59,10 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--archive", nargs="*", default=[], metavar="NAME=PATH", help="archives with other names")
     parser.add_argument("--beside", nargs="*", type=Path, default=[], metavar="OUT",
                         help="folders of finished runs whose rows go into the same tables")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="find the archives and what is to be scored, score nothing")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, alone or as one of the processes that accelerate started; the first one prints the tables."""
+    if arguments.dry_run:
+        return announce(arguments)
     from accelerate import PartialState
 
     started_together = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -89,6 +94,21 @@ def run(arguments: argparse.Namespace) -> int:
         print((arguments.out / "tables.md").read_text(encoding="utf-8"))
     if started_together:
         state.destroy_process_group()
+    return 0
+
+
+def announce(arguments: argparse.Namespace) -> int:
+    """Say what would be evaluated. Raises ValueError or OSError for what is not there."""
+    jobs = find_jobs(arguments)
+    if arguments.predictions is not None:
+        open_predictor(arguments, torch.device("cpu"))
+    else:
+        with TensorFile(arguments.checkpoint, "checkpoint") as file:
+            read_checkpoint(file)
+    for job in jobs:
+        print(f"{job.benchmark.key}: {job.archive}{f', the first {job.limit} images' if job.limit else ''}")
+    what = arguments.checkpoint or arguments.predictions
+    print(f"'{what}' on {len(jobs)} benchmark(s), into '{arguments.out}'; nothing was written")
     return 0
 
 
