@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -15,8 +14,6 @@ from train.convert import read_lora
 from train.engine import Finetuning
 from train.recipe import BaseFiles, FinetuneConfig, LoraShape, Training
 
-here = pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-
 
 def low(base: Path, out: Path, dtype: str, optimizer: str) -> FinetuneConfig:
     training = Training(steps=3, warmup=0, learning_rate=3e-3, save_every=1, keep=2, optimizer=optimizer)
@@ -24,7 +21,6 @@ def low(base: Path, out: Path, dtype: str, optimizer: str) -> FinetuneConfig:
     return dataclasses.replace(config, base=BaseFiles(checkpoint=str(base), dtype=dtype))
 
 
-@here
 def test_eight_bit_adam_learns_like_the_whole_one_and_resumes_exactly(bases, tmp_path):  # noqa: F811
     curves = {}
     for name in ("adamw", "adamw8bit"):
@@ -43,7 +39,6 @@ def test_eight_bit_adam_learns_like_the_whole_one_and_resumes_exactly(bases, tmp
     assert all(torch.equal(tensor, trained(run)[name]) for name, tensor in trained(last).items())
 
 
-@here
 def test_a_base_in_four_bits_trains_nearly_like_the_whole_one(bases, tmp_path):  # noqa: F811
     curves = {}
     for dtype in ("bf16", "nf4"):

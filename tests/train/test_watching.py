@@ -104,7 +104,6 @@ def test_wandb_that_is_asked_for_and_not_installed_is_named(bases, tmp_path, mon
 
 
 def test_wandb_takes_the_numbers_and_goes_on_with_the_same_run(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     ids = []
