@@ -23,7 +23,7 @@ endif
 
 PYTEST := $(PY) -m pytest -q
 
-.PHONY: help setup demo lint test bench clean
+.PHONY: help setup demo lint test soak matrix bench clean
 .DELETE_ON_ERROR:
 
 help:
@@ -31,6 +31,8 @@ help:
 	@echo "make test                     everything the pack promises"
 	@echo "make test-core                one room of the tests: $(ROOMS)"
 	@echo "make lint                     ruff"
+	@echo "make soak [CHECKS=names]      hard knocks for hours, and docs/reliability.md; Linux"
+	@echo "make matrix                   every ComfyUI in use, every Python here, and docs/compatibility.md; hours"
 	@echo "make bench [REFERENCE=path]   measure, and write docs/benchmarks.md (half an hour on two cores)"
 
 setup: $(VENV)/.packages
@@ -76,9 +78,18 @@ test: lint
 test-%: setup
 	$(PYTEST) tests/$*
 
+# CHECKS, when set, is some of: fuzz properties shared names offline disks kills interruptions endurance.
+soak: setup
+	$(PY) -m tools.soak --write $(if $(CHECKS),--checks $(CHECKS))
+
+# Goes on where it was stopped.
+matrix: setup
+	$(PY) -m tools.matrix
+
 # REFERENCE, when set, is a checkout of the reference implementation to measure against.
 bench: setup
 	$(PY) -m benchmarks.macs --write
+	$(PY) -m benchmarks.cost --write
 	$(PY) -m benchmarks.cpu --write $(if $(REFERENCE),--reference "$(REFERENCE)")
 	$(PY) -m benchmarks.loading --write
 	$(PY) -m benchmarks.gpu --write

@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks import models
+from benchmarks.contenders import watch_text_tokens
 from benchmarks.macs import Counted, ours_counted, reference_counted
 from benchmarks.ours import OurProcedure
 from benchmarks.reference_checkout import ReferenceCheckout
@@ -149,68 +149,6 @@ def comparison(
     return Table(header, rows)
 
 
-def merged_tokens(contender: OurProcedure, size: ModelSize) -> int:
-    """How many text tokens ours really sends through the transformer, seen at its text input layer."""
-    seen: list[int] = []
-    hook = contender.transformer.txt_in.register_forward_pre_hook(
-        lambda module, given: seen.append(given[0].shape[1])
-    )
-    try:
-        contender.latents(models.picture(32, 32), Clock())
-    finally:
-        hook.remove()
-    return seen[0] if seen else size.text_tokens
-
-
-def growth(
-    contenders: Mapping[str, object],
-    size: ModelSize,
-    sizes: list[tuple[int, int]],
-    repetitions: int,
-    merged: bool,
-) -> Table:
-    """Seconds of the transformer by picture size against counted operations, and the exponent of both in
-    pixels.
-    """
-    rows, previous = [], None
-    for width, height in sizes:
-        image = models.picture(height, width)
-        found = interleave(
-            {
-                name: (lambda clock, c=c, image=image: c.latents(image, clock))
-                for name, c in contenders.items()
-            },
-            repetitions,
-        )
-        cells, now = [f"{width}x{height}"], [math.log(width * height)]
-        for name in contenders:
-            counted = (
-                reference_counted(size, height, width)
-                if name != OURS
-                else ours_counted(size, height, width, merged)
-            )
-            seconds, macs = medians(found[name])["transformer"], counted.transformer
-            cells += [f"{macs / 1e9:,.0f}", f"{seconds:.2f}", f"{2 * macs / seconds / 1e9:,.0f}"]
-            now += [math.log(macs), math.log(seconds)]
-        if previous is not None:
-            pixels = now[0] - previous[0]
-            cells.append(
-                ", ".join(
-                    f"{(now[i] - previous[i]) / pixels:.2f} / {(now[i + 1] - previous[i + 1]) / pixels:.2f}"
-                    for i in range(1, len(now), 2)
-                )
-            )
-        else:
-            cells.append("-")
-        previous = now
-        rows.append(cells)
-        logger.info("growth %s", cells)
-    header = ["transformer"]
-    for name in contenders:
-        header += [f"{name}: G MACs", "seconds", "GFLOP/s"]
-    return Table([*header, "exponent in pixels, counted / measured"], rows)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -218,14 +156,6 @@ def main() -> None:
     )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--size", type=int, nargs=2, default=[512, 384], metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument(
-        "--growth",
-        nargs="*",
-        default=["256x192", "512x384", "768x576"],
-        metavar="WxH",
-        help="sizes; none to leave it out",
-    )
-    parser.add_argument("--growth-repetitions", type=int, default=1)
     parser.add_argument("--dtype", choices=list(TORCH_DTYPES), default="fp32")
     parser.add_argument("--comfyui-flags", default="", help="further command line of ComfyUI, for both sides")
     parser.add_argument("--no-memory", action="store_true", help="leave the peak memory runs out")
@@ -249,7 +179,9 @@ def run(arguments: argparse.Namespace, size: ModelSize) -> None:
     names = (OURS, PROCEDURE, *((CHECKOUT,) if arguments.reference else ()))
     memory = {} if arguments.no_memory else {name: child(name, arguments, size) for name in names}
     contenders = build(names, size, arguments.dtype, arguments.reference)
-    text_tokens = merged_tokens(contenders[OURS], size)
+    with watch_text_tokens(contenders[OURS]) as seen:
+        contenders[OURS].latents(models.picture(32, 32), Clock())
+    text_tokens = seen[0]
     merged = text_tokens < size.text_tokens
     # The first run of each also warms it up: kernels are chosen, the checkout compiles its fused functions.
     difference = agreement(contenders, height, width)
@@ -315,18 +247,6 @@ def run(arguments: argparse.Namespace, size: ModelSize) -> None:
             "checkout",
             "CPU, against a checkout of the reference",
             "\n\n".join(text),
-            command,
-            arguments.write,
-            where,
-        )
-    if arguments.growth:
-        sizes = [tuple(int(n) for n in s.split("x")) for s in arguments.growth]
-        pair = {name: contenders[name] for name in (OURS, PROCEDURE)}
-        table = growth(pair, size, sizes, arguments.growth_repetitions, merged)
-        section(
-            "growth",
-            "CPU, growth with pixels",
-            table.markdown() + "\n\nExponents: each row against the one above, for each contender.",
             command,
             arguments.write,
             where,

@@ -22,9 +22,8 @@ from functools import partial
 import torch
 
 from benchmarks import models
+from benchmarks.contenders import Variant, build, watch_text_tokens
 from benchmarks.macs import image_tokens, reference_counted, transformer_macs
-from benchmarks.ours import OurProcedure
-from benchmarks.reference_procedure import ReferenceProcedure
 from benchmarks.report import Table, comfyui_version, machine, section, versions
 from benchmarks.sizes import RELEASED, TINY, ModelSize
 from benchmarks.timing import Clock, interleave, medians
@@ -34,18 +33,6 @@ logger = logging.getLogger(__name__)
 
 NOT_MEASURED = "not measured on a GPU"
 STAGES = ("encode", "connector", "transformer", "decode", "geometry")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """weight_dtype: as Load FE2E Model names it. compiled: through ComfyUI's torch.compile wrapper, as its
-    node does.
-    """
-
-    title: str
-    weight_dtype: str
-    reference: bool = False
-    compiled: bool = False
 
 
 VARIANTS = {
@@ -100,36 +87,13 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def build(variant: Variant, size: ModelSize) -> ReferenceProcedure | OurProcedure:
-    backend = inprocess.pack_module("nodes.backend")
-    tensors = models.transformer(size, torch.bfloat16, str(device()))
-    vae, prompt = backend.build_vae(models.autoencoder(size)), models.prompt(size)
-    if variant.reference:
-        return ReferenceProcedure(size, tensors, vae, prompt, torch.bfloat16)
-    contender = OurProcedure(size, tensors, vae, prompt, variant.weight_dtype, inprocess.pack_module)
-    if variant.compiled:
-        from comfy_api.torch_helpers import set_torch_compile_wrapper
-
-        set_torch_compile_wrapper(model=contender.model.patcher, backend="inductor")
-    return contender
-
-
-def flux_of(contender: ReferenceProcedure | OurProcedure) -> torch.nn.Module:
-    patcher = contender.model.patcher if isinstance(contender, OurProcedure) else contender.patcher
-    return patcher.model.diffusion_model
-
-
 @torch.inference_mode()  # as ComfyUI runs its nodes, loaders too
 def measure(variant: Variant, size: ModelSize, height: int, width: int, repetitions: int) -> Measured:
     """Build, warm up twice (kernels, compilation), measure, drop."""
-    contender = build(variant, size)
+    contender = build(variant, size, torch.bfloat16, str(device()))
     image = models.picture(height, width)
-    seen: list[int] = []
-    hook = flux_of(contender).txt_in.register_forward_pre_hook(
-        lambda module, given: seen.append(given[0].shape[1])
-    )
-    contender(image, Clock(synchronize))
-    hook.remove()
+    with watch_text_tokens(contender) as seen:
+        contender(image, Clock(synchronize))
     contender(image, Clock(synchronize))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -195,13 +195,13 @@ def reference_counted(size: ModelSize, height: int, width: int) -> Counted:
     )
 
 
-def ours_counted(size: ModelSize, height: int, width: int, merged: bool = True) -> Counted:
-    """Ours: one sequence, cached conditioning, folded; merged: identical text tokens are one token."""
+def ours_counted(size: ModelSize, height: int, width: int, merged: bool = True, folded: bool = True) -> Counted:
+    """Ours: one sequence, cached conditioning; merged: identical text tokens are one token."""
     text = size.distinct_tokens if merged else size.text_tokens
     return Counted(
         encoder_macs(size.vae_width, height, width),
         0,
-        transformer_macs(size, image_tokens(height, width), text, folded=True),
+        transformer_macs(size, image_tokens(height, width), text, folded),
         2 * decoder_macs(size.vae_width, height, width),
     )
 

@@ -13,10 +13,11 @@ from benchmarks.timing import Clock, module_bytes
 
 
 class OurProcedure:
-    """A folded FE2E_MODEL and its stages. pack_module: imports a module of the pack, which has a name of
+    """An FE2E_MODEL and its stages. pack_module: imports a module of the pack, which has a name of
     its own.
 
-    dtype: name as in Load FE2E Model ("default", "fp32", "bf16", "fp8_e4m3fn").
+    dtype: name as in Load FE2E Model ("default", "fp32", "bf16", "fp8_e4m3fn"). fold: as the node does; without it the
+    modulation layers stay, to see what folding alone saves.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class OurProcedure:
         prompt: tuple[Tensor, Tensor],
         dtype: str,
         pack_module: Callable[[str], ModuleType],
+        fold: bool = True,
     ):
         self.backend, self.estimation, self.sizing = (
             pack_module(f"{name}") for name in ("nodes.backend", "nodes.estimation", "fe2e_core.sizing")
@@ -35,7 +37,7 @@ class OurProcedure:
         info = pack_module("fe2e_core.checkpoint").CheckpointInfo(name=f"random, {size.name}")
         constant = conditioning.constant_conditioning(tensors, *prompt, max(1, size.context_width // 128))
         patcher, silu_vec = self.backend.build_transformer(
-            tensors, constant, None, pack_module("nodes.weights").WEIGHT_DTYPES[dtype]
+            tensors, constant, None, pack_module("nodes.weights").WEIGHT_DTYPES[dtype], fold
         )
         self.model = types.FE2EModel(patcher, vae, constant, silu_vec, info)
         self.normal_from_network = pack_module("fe2e_core.geometry").normal_from_network
@@ -45,11 +47,11 @@ class OurProcedure:
         return self.model.patcher.model.diffusion_model
 
     def weight_bytes(self) -> int:
-        """Bytes of all weights it keeps: folded transformer, constant conditioning, autoencoder."""
+        """Bytes of all weights it keeps: transformer, constant conditioning, autoencoder."""
         model = self.model
         constant = (model.conditioning.context, model.conditioning.pooled, model.silu_vec)
         modules = module_bytes(self.transformer) + module_bytes(model.vae.first_stage_model)
-        return modules + sum(tensor.nbytes for tensor in constant)
+        return modules + sum(tensor.nbytes for tensor in constant if tensor is not None)
 
     @torch.inference_mode()
     def latents(self, image: Tensor, clock: Clock) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import pytest
 import torch
 
-from benchmarks import models, report
-from benchmarks.sizes import TINY
+from benchmarks import cost, models, report
+from benchmarks.sizes import RELEASED, TINY
 from benchmarks.timing import Clock, PeakMemory, interleave, medians, memory_now, module_bytes
 
 
@@ -83,3 +84,45 @@ def test_padding_of_the_prompt_repeats_itself() -> None:
     embeds, mask = models.prompt(TINY)
     assert int(mask.sum()) == TINY.real_tokens
     assert len({tuple(row.tolist()) for row in embeds}) == TINY.distinct_tokens
+
+
+SHAPES = ((48, 64), (96, 128), (192, 256))
+
+
+def test_a_power_law_is_found_and_one_size_has_none() -> None:
+    assert cost.exponent(SHAPES, [2.0, 99.0, 2.0 * 16**1.3]) == pytest.approx(1.3)
+    assert cost.exponent(SHAPES[:1], [2.0]) != cost.exponent(SHAPES[:1], [2.0])
+    assert cost.parse_shape("512x384") == (384, 512)
+    for text in ("512", "512x384x3", "510x384", "0x16", "axb"):
+        with pytest.raises(argparse.ArgumentTypeError, match="multiples of 16"):
+            cost.parse_shape(text)
+
+
+def test_the_cost_table_counts_the_released_size() -> None:
+    """Weights in GiB and T MACs against sums by hand: 12.428 B parameters, of which 3.246 B and 0.537 B disappear."""
+    rows = {row[0]: row[1:] for row in cost.counted_table(RELEASED, ((384, 512), (768, 1024), (1536, 2048)), False, 2).rows}
+    gib = {title: float(row[-1]) for title, row in rows.items()}
+    autoencoder = 4 * 83.82e6
+    assert gib["reference's procedure"] == pytest.approx((2 * 12.4278e9 + autoencoder) / 2**30, abs=0.01)
+    assert gib["ours: one copy, cached conditioning"] == pytest.approx((2 * 11.891e9 + autoencoder) / 2**30, abs=0.02)
+    assert gib["ours, folded"] == pytest.approx((2 * 8.6445e9 + autoencoder) / 2**30, abs=0.02)
+    assert gib["ours, folded, fp8"] == pytest.approx((8.607e9 + 2 * 0.0375e9 + autoencoder) / 2**30, abs=0.02)
+    assert rows["reference's procedure"][1] == "129.9" and rows["ours, folded"][1] == "69.4"
+    first, last = (float(text) for text in rows["ours, folded"][3].split(" / "))
+    assert first < 1 < last < 2
+    assert "59.9 T" in cost.paper_line() and cost.paper_line().count("28.8") == 1
+
+
+def test_latency_and_memory_are_medians_and_first_peaks() -> None:
+    runs = {
+        name: {shape: [cost.Run(factor * n * t, n * t, (500 + 100 * n + 7 * k) * 2**20) for k, t in enumerate((1.0, 2.0, 9.0))]
+               for n, shape in zip((1, 4, 16), SHAPES, strict=True)}
+        for name, factor in (("reference", 4.0), ("folded", 2.0))
+    }  # fmt: skip
+    seconds = cost.latency_table(TINY, SHAPES, runs, True).rows
+    assert seconds[0][1:4] == ["8.00", "32.00", "128.00"] and seconds[1][1:4] == ["4.00", "16.00", "64.00"]
+    assert seconds[1][4].startswith("2.00 / 1.00 / ") and seconds[1][5].startswith("1.00 / ")
+    ready = {name: cost.Ready(weights * 2**20, 6, "") for name, weights in (("reference", 90), ("folded", 60))}
+    memory = cost.memory_table(SHAPES, ready, runs).rows
+    assert memory[1][1:5] == ["60", "600", "900", "2,100"] and memory[0][1] == "90"
+    assert float(memory[1][5].replace(",", "")) == pytest.approx(1500 / ((192 * 256 - 48 * 64) / 1e6), abs=1)

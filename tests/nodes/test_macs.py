@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import macs, models
+from benchmarks import cost, macs, models
+from benchmarks.contenders import build, watch_text_tokens
 from benchmarks.ours import OurProcedure
 from benchmarks.reference_procedure import ReferenceProcedure
 from benchmarks.sizes import TINY
@@ -69,14 +70,10 @@ def test_the_autoencoder_both_ways(contenders) -> None:
 def test_whole_pass_of_the_folded_and_merged_model(contenders) -> None:
     ours, _ = contenders
     tokens = macs.image_tokens(HEIGHT, WIDTH)
-    seen: list[int] = []
-    hook = ours.transformer.txt_in.register_forward_pre_hook(
-        lambda module, given: seen.append(given[0].shape[1])
-    )
-    flops = counted_flops(
-        lambda: ours.backend.transform(ours.model, torch.zeros(1, 16, HEIGHT // 8, WIDTH // 8))
-    )
-    hook.remove()
+    with watch_text_tokens(ours) as seen:
+        flops = counted_flops(
+            lambda: ours.backend.transform(ours.model, torch.zeros(1, 16, HEIGHT // 8, WIDTH // 8))
+        )
     assert seen[0] == TINY.distinct_tokens
     table = counted_flops(lambda: ours.transformer.pe_embedder(torch.zeros(1, tokens + seen[0], 3)))
     # Folding leaves the two small embedders of time and pooled vector in ComfyUI's forward; only modulation
@@ -109,3 +106,20 @@ def test_ours_keeps_no_modulation_and_no_connector(contenders) -> None:
     assert reference.weight_bytes() == 4 * (
         macs.transformer_parameters(TINY) + macs.connector_parameters(TINY) + vae
     )
+
+
+def test_the_cost_tables_contenders_are_what_their_rows_say() -> None:
+    image, found = models.picture(HEIGHT, WIDTH), {}
+    for name, variant in cost.VARIANTS.items():
+        with torch.inference_mode():  # as ComfyUI's nodes run, loaders too
+            contender = build(variant, TINY, torch.float32, "cpu")
+        found[name] = contender.latents(image, Clock())
+        # scales and marks of eight-bit layers are all that the formula leaves out
+        assert contender.weight_bytes() == pytest.approx(cost.counted_weights(variant, TINY, 4), rel=2e-3), name
+        if not variant.reference:
+            flops = counted_flops(lambda contender=contender: contender(image, Clock()))
+            assert flops == pytest.approx(2 * cost.counted_macs(variant, TINY, (HEIGHT, WIDTH), True), rel=0.02), name
+    for name, bound in (("reference", 1e-4), ("ours", 0.0), ("fp8", 0.2)):
+        for theirs, folded in zip(found[name], found["folded"], strict=True):
+            assert float((theirs - folded).abs().max() / folded.square().mean().sqrt()) <= bound, name
+    assert not torch.equal(found["fp8"][0], found["folded"][0])
