@@ -66,7 +66,9 @@ _FIT = """async ([left, top, right, bottom]) => {
     canvas.ds.offset[1] = (top + (high - scale * (y1 - y0)) / 2) / scale - y0;
     canvas.setDirty(true, true);
 }"""
+# A preview begins to load when its node is drawn, and without a mouse that moves nothing may be.
 _NODES = """() => {
+    window.app.canvas.setDirty(true, true);
     const canvas = window.app.canvas, ds = canvas.ds, page = canvas.canvas.getBoundingClientRect();
     return window.app.graph.nodes.map(n => ({
         id: String(n.id), type: n.type, title: n.title,
