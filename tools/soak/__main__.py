@@ -6,6 +6,7 @@ Only Linux: memory, disks and networks are asked of its kernel. Exit status 1 wh
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def _with_server(check: Callable[[ComfyServer, argparse.Namespace], Result]) -> 
 
 def _endurance(arguments: argparse.Namespace) -> Result:
     with _server() as server:
-        result, memory = endurance.endure(server, arguments.prompts, arguments.seed, arguments.prompts // 10)
+        result, memory = endurance.endure(server, arguments.prompts, arguments.seed, arguments.prompts // 10, 60 * arguments.minutes)
     report.draw_memory(memory, arguments.prompts // 10, arguments.out / "memory.png")
     return result
 
@@ -88,8 +89,10 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "names": _odd_paths,
     "offline": _offline,
     "disks": _with_server(lambda server, _: surroundings.disks(server)),
-    "kills": _with_server(lambda server, arguments: restarts.kill(server, arguments.kills, arguments.seed)),
-    "interruptions": _with_server(lambda server, arguments: interruptions.interrupt(server, arguments.interruptions, arguments.seed)),
+    "kills": _with_server(lambda server, arguments: restarts.kill(
+        server, arguments.kills, arguments.seed, seconds=60 * arguments.minutes)),
+    "interruptions": _with_server(lambda server, arguments: interruptions.interrupt(
+        server, arguments.interruptions, arguments.seed, seconds=60 * arguments.minutes)),
     "endurance": _endurance,
 }
 
@@ -102,6 +105,7 @@ def main() -> int:
     parser.add_argument("--interruptions", type=int, default=100)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after which a count is cut short, and said to be")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "soak", help="folder for what is drawn (default: out/soak)")
     parser.add_argument("--write", action="store_true", help="keep the results in docs/reliability.md")
     arguments = parser.parse_args()

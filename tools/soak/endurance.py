@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +58,19 @@ def resident(process: int) -> float:
     raise RuntimeError(f"process {process} tells no memory")
 
 
-def endure(server: ComfyServer, count: int, seed: int, settled: int) -> tuple[Result, list[float]]:
+def endure(server: ComfyServer, count: int, seed: int, settled: int, seconds: float = math.inf) -> tuple[Result, list[float]]:
     """Queues `count` random prompts at once; memory is measured after each. Those before `settled` do not count, and fewer
-    than two for each block say nothing about growth.
+    than two for each block say nothing about growth. After `seconds` those that are left are taken out of the queue.
     """
     result, chance, prompts = Result("endurance"), random.Random(seed), Prompts(server)
     expected = digest(server.run(prompts.reference(), 900))
     identities = [server.queue(prompts.wearing(chance, f"wear/{number}")) for number in range(count)]
     memory: list[float] = []
+    began = time.monotonic()
     for number, identity in enumerate(identities):
+        if time.monotonic() - began > seconds:
+            server.post("/queue", {"clear": True})
+            break
         try:
             server.wait(identity, 3600)
         except PromptError as error:
@@ -74,6 +79,12 @@ def endure(server: ComfyServer, count: int, seed: int, settled: int) -> tuple[Re
         shutil.rmtree(server.output / "wear", ignore_errors=True)
     result.require(digest(server.run(prompts.reference(), 900)) == expected, "the reference prompt gives another result at the end")
     result.done = f"{count} prompts queued at once, sizes, nodes and outputs at random (seed {seed})"
+    if len(memory) < count:
+        result.done += f"; stopped after {len(memory)} of them, when {seconds / 60:.0f} min were over"
+        count = len(memory)
+    if count <= settled:
+        result.found = f"{count} prompts: too few to say anything about memory"
+        return result, memory
     result.found = f"memory {memory[settled]:.0f} MB after {settled} prompts, {memory[-1]:.0f} MB after {count}"
     if count - settled >= 2 * BLOCKS:
         found = slope(memory[settled:])

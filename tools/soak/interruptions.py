@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -11,15 +12,20 @@ from tools.soak.prompts import Prompts, digest
 from tools.soak.result import Result
 
 
-def interrupt(server: ComfyServer, count: int, seed: int, reference_every: int = 1) -> Result:
-    """Interrupts `count` prompts, each after a random time, and runs the reference prompt after each of them.
+def interrupt(server: ComfyServer, count: int, seed: int, reference_every: int = 1, seconds: float = math.inf) -> Result:
+    """Interrupts `count` prompts, each after a random time, and runs the reference prompt after each of them; fewer when
+    `seconds` are over.
 
     Loading is interrupted as well: every third prompt asks for the model in another form.
     """
     result, chance, prompts = Result("interruptions"), random.Random(seed), Prompts(server)
     expected = digest(server.run(prompts.reference(), 900))
     usual, where = 3.0, Counter()
-    for number in range(count):
+    wanted, end = count, time.monotonic() + seconds
+    for number in range(wanted):
+        if time.monotonic() > end:
+            count = number
+            break
         size = {"size": "tiled (large pictures)", "size__detail": 4.0, "size__overlap": 0.25}
         prompt = prompts.estimate(320 + number, 240, size, fold=number % 3 != 0, dtype="fp32" if number % 3 == 2 else "default")
         prompt["raw"] = prompts.node("FE2ESaveNPZ", geometry=["estimate", 0], filename_prefix="interrupted")
@@ -43,6 +49,8 @@ def interrupt(server: ComfyServer, count: int, seed: int, reference_every: int =
     stopped = count - where["ended before"]
     result.require(stopped > 0, "no prompt was interrupted: all had ended before")
     result.done = f"{count} prompts interrupted after a random time (seed {seed}), the reference prompt after each"
+    if count < wanted:
+        result.done += f"; {wanted} were asked for, {seconds / 60:.0f} min were over"
     places = ", ".join(f"{n} in {place}" for place, n in where.most_common() if place != "ended before")
     result.found = f"{stopped} stopped ({places}), {where['ended before']} had ended; reference result the same to the last bit"
     left = [path.name for path in server.output.rglob(".*")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import time
@@ -42,13 +43,19 @@ def unreadable(folder: Path) -> list[str]:
     return wrong
 
 
-def kill(server: ComfyServer, count: int, seed: int, longest: float = 6.0) -> Result:
-    """Kills the server `count` times, each a random time after a prompt that loads, estimates and saves four files."""
+def kill(server: ComfyServer, count: int, seed: int, longest: float = 6.0, seconds: float = math.inf) -> Result:
+    """Kills the server `count` times, each a random time after a prompt that loads, estimates and saves four files; fewer
+    times when `seconds` are over.
+    """
     result, chance, prompts = Result("killed servers"), random.Random(seed), Prompts(server)
     expected = digest(server.run(prompts.reference(), 900))
     models = server.base / "models" / "fe2e"
     files = 0
-    for number in range(count):
+    wanted, end = count, time.monotonic() + seconds
+    for number in range(wanted):
+        if time.monotonic() > end:
+            count = number
+            break
         prompt = prompts.estimate(320, 240, {"size": "native size"}, fold=number % 2 == 0)
         for name, kind in (("npz", "FE2ESaveNPZ"), ("exr", "FE2ESaveEXR")):
             prompt[name] = prompts.node(kind, geometry=["estimate", 0], filename_prefix=f"killed/{number}")
@@ -69,5 +76,7 @@ def kill(server: ComfyServer, count: int, seed: int, longest: float = 6.0) -> Re
         for path in models.glob("killed-*"):
             path.unlink()
     result.done = f"{count} times SIGKILL a random time after a prompt that loads, estimates and saves four files (seed {seed})"
+    if count < wanted:
+        result.done += f"; {wanted} were asked for, {seconds / 60:.0f} min were over"
     result.found = f"{count} clean starts, no unfinished or hidden file, reference result the same to the last bit"
     return result
