@@ -2,13 +2,15 @@
 
 `<root>/dataset.toml`; `{name}` stands for what differs between the pictures, sub-folders included:
 
-    image = "rgb/{name}.jpg"            # 8 or 16 bits, sRGB depth = "depth/{name}.png"          # 16-bit PNG,
-    EXR or NPY depth_scale = 0.001                 # metres per stored unit depth_kind = "planar"
-    # or "distance", to the camera's centre depth_range = [0.1, 80.0]           # metres; what lies outside
-    does not count normal = "normal/{name}.exr"        # left out: derived from depth normal_convention =
-    "OpenGL"        # one of fe2e_core.geometry.NORMAL_CONVENTIONS mask = "mask/{name}.png"            # left
-    out: depth alone decides. Not zero: counts fov_x = 60.0                        # degrees; or: camera =
-    [fx, fy, cx, cy], in fractions of width and height
+    image = "rgb/{name}.jpg"            # 8 or 16 bits, sRGB
+    depth = "depth/{name}.png"          # 16-bit PNG, EXR or NPY
+    depth_scale = 0.001                 # metres per stored unit
+    depth_kind = "planar"               # or "distance", to the camera's centre
+    depth_range = [0.1, 80.0]           # metres; what lies outside does not count
+    normal = "normal/{name}.exr"        # left out: derived from depth
+    normal_convention = "OpenGL"        # one of fe2e_core.geometry.NORMAL_CONVENTIONS
+    mask = "mask/{name}.png"            # left out: depth alone decides. Not zero: counts
+    fov_x = 60.0                        # degrees; or: camera = [fx, fy, cx, cy], in fractions of width and height
 """
 
 from __future__ import annotations

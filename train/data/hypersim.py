@@ -1,14 +1,11 @@
 """Hypersim (Roberts et al. 2021) as published: HDF5 files of linear colour, distance and normals.
 
     <root>/ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5             linear RGB
-    <root>/ai_VVV_NNN/images/scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5   distance to the camera
-    centre
-                                                                  .normal_cam.hdf5     x right, y up, z
-                                                                  backward .render_entity_id.hdf5   -1:
-                                                                  nothing there
+    <root>/ai_VVV_NNN/images/scene_cam_XX_geometry_hdf5/frame.IIII.depth_meters.hdf5   distance to the camera's centre
+                                                                  .normal_cam.hdf5     x right, y up, z backward
+                                                                  .render_entity_id.hdf5   -1: nothing there
     metadata_images_split_scene_v1.csv      which pictures are released, and their split
-    metadata_camera_parameters.csv          one camera per scene: ray = M_cam_from_uv (u, v, 1), u and v in
-    [-1, 1]
+    metadata_camera_parameters.csv          one camera per scene: ray = M_cam_from_uv (u, v, 1), u and v in [-1, 1]
 
 Despite its name `depth_meters` is a distance. Some cameras have a shifted or tilted lens. M = R A, a rotation
 and an upper triangle, makes each of them an ordinary pinhole camera with turned axes, so that planar depth
