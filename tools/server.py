@@ -70,6 +70,7 @@ class ComfyServer:
     folder: receives base directory, log and database. models: a tree with the usual folder names (`vae`,
     `loras`, ...), announced through an extra_model_paths file. pack: folder linked as
     `custom_nodes/<pack_name>`, or None for none. arguments: further command line arguments of ComfyUI.
+    python: the interpreter that runs ComfyUI, this one when None.
     """
 
     def __init__(
@@ -82,16 +83,19 @@ class ComfyServer:
         arguments: Sequence[str] = (),
         comfyui: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> None:
         self.folder = Path(folder).resolve()
         self.base = self.folder / "base"
         self.input, self.output, self.temp = (self.base / name for name in ("input", "output", "temp"))
+        self.custom_nodes = self.base / "custom_nodes"
         self.models = models
         self.log_path = self.folder / "comfyui.log"
         self.port = 0
         self._comfyui = comfyui
         self._arguments = tuple(arguments)
         self._environment = dict(environment or {})
+        self._python = python or Path(sys.executable)
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: Guard | None = None
         for name in ("custom_nodes", "models", "input", "output", "temp", "user"):
@@ -131,7 +135,7 @@ class ComfyServer:
         tree = self._comfyui or obtain()
         self.port = _free_port()
         command = [
-            sys.executable, "-u", str(tree / "main.py"), "--cpu",
+            str(self._python), "-u", str(tree / "main.py"), "--cpu",
             "--listen", "127.0.0.1", "--port", str(self.port),
             "--base-directory", str(self.base),
             "--database-url", f"sqlite:///{self.folder / 'comfyui.db'}",
