@@ -110,6 +110,7 @@ def test_the_pages_have_the_same_parts(node: str) -> None:
 
     assert parts("zh") == parts("en")
     assert parts("ja") == parts("en")
+    assert parts("en")[2], "a page has a picture"
 
 
 def test_pictures_are_there_small_and_all_used() -> None:

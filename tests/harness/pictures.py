@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -14,20 +15,32 @@ def photograph(width: int, height: int) -> Image.Image:
     return Image.fromarray(data.astronaut()).resize((width, height), Image.Resampling.LANCZOS)
 
 
-def write_example(folder: Path, width: int = 320, height: int = 232) -> Path:
+def drawn_scene(width: int, height: int) -> Image.Image:
+    """A scene of the kind that the embedded model knows, and has not seen: that of the pictures on the help pages."""
+    from train.scenes import HELD_OUT, render_scene
+
+    return Image.fromarray((render_scene(HELD_OUT + 8, height, width).image.numpy() * 255).round().astype("uint8"))
+
+
+Source = Callable[[int, int], Image.Image]
+
+
+def write_example(folder: Path, width: int = 320, height: int = 232, source: Source = photograph) -> Path:
     """`example.png`, the picture that every ComfyUI has in its input folder and our workflows name."""
     path = folder / "example.png"
-    photograph(width, height).save(path)
+    source(width, height).save(path)
     return path
 
 
-def write_clip(folder: Path, frames: int = 6, width: int = 160, height: int = 112) -> Path:
-    """`example.mp4`: the camera pans over the portrait, 8 frames a second, without sound."""
+def write_clip(
+    folder: Path, frames: int = 6, width: int = 160, height: int = 112, source: Source = photograph
+) -> Path:
+    """`example.mp4`: the camera pans over the picture, 8 frames a second, without sound."""
     import av
     import numpy as np
 
     path = folder / "example.mp4"
-    wide = photograph(width + 4 * frames, height)
+    wide = source(width + 4 * frames, height)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.harness import workflows
+from tests.harness.pictures import drawn_scene, write_clip, write_example
 from tools.comfyui import ROOT
 from tools.server import ComfyServer
 
@@ -37,6 +39,16 @@ STAND_INS = {"controlnet_depth_normal", "released_model"}
 TITLE = 30
 #: Widgets without a value of their own: the interface adds them when a preview has something to show.
 SHOWN_ONLY = {"Preview3D", "PreviewAny", "LoadVideo", "MarkdownNote"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def a_scene_for_the_embedded_model(server: ComfyServer) -> Iterator[None]:
+    """In the place of the portrait: the screenshots should show what the nodes do with what the model knows."""
+    write_example(server.input, source=drawn_scene)
+    write_clip(server.input, source=drawn_scene)
+    yield
+    write_example(server.input)
+    write_clip(server.input)
 
 
 def keep(picture: Image.Image, name: str) -> Path:
