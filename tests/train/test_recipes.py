@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fe2e_core.conditioning import Conditioning
+from fe2e_core.release import FILES
 from train.data.procedural import Procedural, ProceduralConfig
 from train.dispersive import DispersiveConfig
 from train.flow import draw_start, flow_loss, sample
@@ -46,6 +47,9 @@ def test_a_row_is_what_the_paper_says(name):
     assert described(config) == ROWS[name]
     assert (config.lora.rank, config.lora.alpha) == (64, 32.0)
     assert (config.training.epochs, config.training.learning_rate) == (30, 1e-4)
+    if described(config)[0]:
+        fetched = {f"models/{file.folder}/{file.name}" for file in FILES.values()}
+        assert {config.base.transformer, config.base.vae, config.base.prompt_cache} < fetched, "as `train fetch` names them"
     assert [(s.kind, s.weight) for s in config.data.sources] == [("hypersim", 0.9), ("vkitti", 0.1)]
     if config.dispersive.weight:
         assert (config.dispersive.weight, config.dispersive.tau, config.dispersive.block) == (0.5, 1.0, 9)
