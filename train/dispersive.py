@@ -25,6 +25,8 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 SOURCES = ("batch", "gather", "queue")
+_FAR_APART = 1e-3
+"""How near to its least value, where only the diagonal counts, the loss hardly has a gradient any more."""
 
 
 @dataclass(frozen=True)
@@ -167,18 +169,18 @@ class Dispersion:
     def __init__(self, config: DispersiveConfig):
         self.config = config
         self._queue: deque[Tensor] = deque(maxlen=config.queue if config.source == "queue" else 0)
-        self._warned = False
+        self._warned = self._warned_far = False
 
     def __call__(self, features: Tensor) -> Tensor:
         if self.config.source == "gather" and dist.is_available() and dist.is_initialized():
             return self._over_ranks(features)
         remembered = [old for old in self._queue if old.shape == features.shape[1:]]
+        others = torch.stack(remembered).to(features) if remembered else None
         # an empty queue fills up by itself
         if len(features) < 2 and self.config.source != "queue":
             self._warn()
-        loss = dispersive_loss(
-            features, torch.stack(remembered).to(features) if remembered else None, self.config.tau
-        )
+        loss = dispersive_loss(features, others, self.config.tau)
+        self._check_distances(loss, features, others)
         if self.config.source == "queue":
             self._queue.extend(features.detach().clone().unbind(0))
         return loss
@@ -192,6 +194,7 @@ class Dispersion:
         if ranks * len(features) < 2:
             self._warn()
         loss = dispersive_loss(torch.cat(everyone), tau=self.config.tau)
+        self._check_distances(loss, torch.cat(everyone), None)
         return loss + (ranks - 1) * (loss - loss.detach())
 
     def _warn(self) -> None:
@@ -203,6 +206,24 @@ class Dispersion:
                 "micro-batch to 2 or more, or [dispersive] source = 'queue' (or 'gather' on several "
                 "ranks), or weight = 0"
             )
+
+    @torch.no_grad()
+    def _check_distances(self, loss: Tensor, features: Tensor, others: Tensor | None) -> None:
+        """Warn once when all pictures are so far apart that only the diagonal of Eq. 9 is left: its gradient is then
+        that of nothing."""
+        count = len(features) + (0 if others is None else len(others))
+        if self._warned_far or count < 2 or float(loss) + math.log(count) > _FAR_APART:
+            return
+        self._warned_far = True
+        flat = features.flatten(1)
+        distances = _MeanSquares.apply(flat, flat if others is None else others.flatten(1)).flatten()
+        log.warning(
+            "the dispersive loss hardly acts: at tau = %g pictures are so far apart in block %d (%.3g per "
+            "dimension) that its gradient is nearly 0. Set [dispersive] tau to about that distance, or weight = 0",
+            self.config.tau,
+            self.config.block,
+            float(distances[distances > 0].median()),
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """The remembered features, oldest first; with them a resumed run continues exactly."""

@@ -82,6 +82,21 @@ def test_one_picture_alone_warns_once_and_gives_zero(caplog):
     assert not caplog.records
 
 
+def test_pictures_too_far_apart_for_tau_are_said_once_with_the_tau_that_would_do(caplog):
+    features = 6 * torch.randn(2, 4000, generator=torch.Generator().manual_seed(2))
+    live = features.clone().requires_grad_()
+    dispersion = Dispersion(DispersiveConfig())
+    with caplog.at_level(logging.WARNING):
+        (nothing,) = torch.autograd.grad(dispersion(live) + dispersion(live), live)
+    (record,) = caplog.records
+    distance = float((features[0] - features[1]).square().mean())
+    assert f"({distance:.3g} per dimension)" in record.getMessage()
+    caplog.clear()
+    (gradient,) = torch.autograd.grad(Dispersion(DispersiveConfig(tau=distance))(live), live)
+    assert float(gradient.norm()) > 1e6 * float(nothing.norm())
+    assert not caplog.records
+
+
 def test_a_queue_makes_one_picture_act_and_resumes_exactly(caplog):
     config = DispersiveConfig(source="queue", queue=2)
     dispersion = Dispersion(config)
