@@ -1,6 +1,7 @@
 """The paper's Table 7 for every resolution: operations, latency and memory of the reference's procedure and of ours.
 
     python -m benchmarks.cost [--sizes 256x192 384x288 512x384] [--minutes 9] [--write]
+    python -m benchmarks.cost --counted     # at once: measures nothing
 
 Counted at the released size, then counted and measured at one sixteenth of its cost on the CPU. Every contender lives in a
 process of its own, so that its peak memory is its own, and they take turns, so that a slow moment of the machine hits
@@ -242,35 +243,49 @@ def parse_shape(text: str) -> Shape:
     return height, width
 
 
+def counted_text() -> list[str]:
+    """What needs no measurement, for the released size."""
+    return [
+        "Counted by formula for the released size, weights in bfloat16 (the autoencoder in float32), all "
+        f"{RELEASED.text_tokens} text tokens:",
+        counted_table(RELEASED, RELEASED_SHAPES, False, 2).markdown(),
+        paper_line(),
+    ]
+
+
+def measured_text(size: ModelSize, shapes: Sequence[Shape], ready: Mapping[str, Ready],
+                  found: Mapping[str, Mapping[Shape, Sequence[Run]]]) -> list[str]:  # fmt: skip
+    tokens = ready["folded"].text_tokens
+    merged = tokens < size.text_tokens
+    return [
+        f"Measured on the CPU, {size.name} size, weights in float32, in turns after a warm-up, medians of "
+        f"{len(found['folded'][shapes[0]])}. Ours sends {tokens} of {size.text_tokens} text tokens through the transformer. "
+        "Picture to geometry, autoencoder included. fp8 is stored in eight bits and multiplied in float32, as a CPU has no such "
+        "products: it saves memory and costs time.",
+        counted_table(size, shapes, merged, 4).markdown(),
+        latency_table(size, shapes, found, merged).markdown(),
+        memory_table(shapes, ready, found).markdown(),
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", type=parse_shape, default=[(192, 256), (288, 384), (384, 512)],
                         metavar="WxH", help="smallest first")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9, help="begin no round that would end later than this")
+    parser.add_argument("--counted", action="store_true", help="only what is counted, at once")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to check this script")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    size = TINY if arguments.tiny else SIXTEENTH
-    shapes = sorted(set(arguments.sizes), key=math.prod)
-    load = f", load average {os.getloadavg()[0]:.1f} before the run" if hasattr(os, "getloadavg") else ""
-    ready, found = measure(size, shapes, arguments.minutes)
-    tokens = ready["folded"].text_tokens
-    merged = tokens < size.text_tokens
-    rounds = len(found["folded"][shapes[0]])
-    text = [
-        "Counted by formula for the released size, weights in bfloat16 (the autoencoder in float32), all "
-        f"{RELEASED.text_tokens} text tokens:",
-        counted_table(RELEASED, RELEASED_SHAPES, False, 2).markdown(),
-        paper_line(),
-        f"Measured on the CPU, {size.name} size, weights in float32, {rounds} rounds in turns after a warm-up, medians. Ours sends "
-        f"{tokens} of {size.text_tokens} text tokens through the transformer. Picture to geometry, autoencoder included. "
-        "fp8 is stored in eight bits and multiplied in float32, as a CPU has no such products: it saves memory and costs time.",
-        counted_table(size, shapes, merged, 4).markdown(),
-        latency_table(size, shapes, found, merged).markdown(),
-        memory_table(shapes, ready, found).markdown(),
-    ]
-    where = ", ".join((machine() + load, f"{torch.get_num_threads()} threads", versions("torch"), ready["folded"].versions))
+    text, where = counted_text(), ""
+    if not arguments.counted:
+        size, shapes = TINY if arguments.tiny else SIXTEENTH, sorted(set(arguments.sizes), key=math.prod)
+        load = f", load average {os.getloadavg()[0]:.1f} before the run" if hasattr(os, "getloadavg") else ""
+        ready, found = measure(size, shapes, arguments.minutes)
+        text += measured_text(size, shapes, ready, found)
+        threads = f"{torch.get_num_threads()} threads"
+        where = ", ".join((machine() + load, threads, versions("torch"), ready["folded"].versions))
     command = " ".join(["python -m benchmarks.cost", *sys.argv[1:]])
     section("cost", "Cost by resolution (the paper's Table 7)", "\n\n".join(text), command, arguments.write, where)
 

@@ -15,13 +15,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+GEOMETRY = ROOT / "docs" / "geometry.md"
 #: Order of the sections in the document.
-SECTIONS = ("operations", "cpu", "growth", "checkout", "gpu", "loading")
+SECTIONS = ("operations", "cost", "cpu", "checkout", "gpu", "loading")
 _INTRODUCTION = """# Benchmarks
 
 What the pack costs, measured against the reference's procedure in one run on one machine, with the ratio of
 counted operations beside each measured ratio. Weights are random: time and memory do not depend on their
 values. Every section is written by the command that stands in it.
+
+Pages of their own: [what fewer bits do](precision.md), [what BF16 labels cost](quantization.md), [the
+gallery](gallery.md).
 """
 
 
@@ -72,11 +76,20 @@ def comfyui_version() -> str:
     return f"ComfyUI {found.__version__}"
 
 
-def section(key: str, title: str, text: str, command: str, write: bool, where: str = "") -> None:
+def section(
+    key: str,
+    title: str,
+    text: str,
+    command: str,
+    write: bool,
+    where: str = "",
+    document: Path | None = None,
+) -> None:
     """Print a section, and with `write` replace it in docs/benchmarks.md, leaving the other sections as
     they are.
 
-    where: machine and versions, for measured sections.
+    where: machine and versions, for measured sections. document: another file than docs/benchmarks.md; what
+    stands before its first section is its own, and a new section goes to its end.
     """
     lines = [
         f"## {title}",
@@ -86,24 +99,28 @@ def section(key: str, title: str, text: str, command: str, write: bool, where: s
     body = "\n\n".join(lines)
     print(body)
     if write:
-        _replace(key, body)
+        _replace(key, body, document or DOCUMENT)
 
 
-def _replace(key: str, body: str) -> None:
-    sections: dict[str, str] = {}
-    if DOCUMENT.is_file():
-        for found in re.finditer(
-            r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", DOCUMENT.read_text(), re.DOTALL
-        ):
-            sections[found.group(1)] = found.group(2)
+def _replace(key: str, body: str, document: Path) -> None:
+    before = document.read_text() if document.is_file() else ""
+    sections: dict[str, str] = {
+        found.group(1): found.group(2)
+        for found in re.finditer(r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", before, re.DOTALL)
+    }
     sections[key] = body
-    order = [*SECTIONS, *sorted(set(sections) - set(SECTIONS))]
-    text = _INTRODUCTION + "".join(
+    if document == DOCUMENT:
+        introduction = _INTRODUCTION
+        order = [*SECTIONS, *sorted(set(sections) - set(SECTIONS))]
+    else:
+        introduction = before.split("<!-- begin ")[0].rstrip("\n") + "\n"
+        order = list(sections)
+    text = introduction + "".join(
         f"\n<!-- begin {k} -->\n{sections[k]}\n<!-- end {k} -->\n" for k in order if k in sections
     )
-    DOCUMENT.parent.mkdir(exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=DOCUMENT.parent, suffix=".part")
+    document.parent.mkdir(exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=document.parent, suffix=".part")
     with os.fdopen(handle, "w") as file:
         file.write(text)
     os.chmod(temporary, 0o644)
-    os.replace(temporary, DOCUMENT)
+    os.replace(temporary, document)
