@@ -20,7 +20,7 @@ TOTAL = "total"
 
 
 def read(path: Path) -> tuple[dict[str, tuple[str, str]], int]:
-    """Node id -> (outcome, reason of a skip), the last line of each; and how many tests the last run had found.
+    """Node id -> (outcome, reason of a skip or end of a traceback), the last line of each; and how many tests the last run had found.
 
     A line that was cut off by the end of its process is ignored.
     """
@@ -52,7 +52,7 @@ class Recorder:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._say(test=report.nodeid, outcome=FAILED)
+            self._say(test=report.nodeid, outcome=FAILED, reason=str(report.longrepr)[-3000:])
         elif report.skipped:
             self._say(test=report.nodeid, outcome=SKIPPED, reason=_reason(report.longrepr))
         elif self._known.get(report.nodeid, ("",))[0] == FAILED:
@@ -67,7 +67,7 @@ class Recorder:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self._worst[report.nodeid] = (FAILED, "")
+            self._worst[report.nodeid] = (FAILED, report.longreprtext[-3000:])
         elif report.skipped:
             self._worst.setdefault(report.nodeid, (SKIPPED, _reason(report.longrepr)))
 

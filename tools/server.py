@@ -34,6 +34,9 @@ Prompt = dict[str, Any]
 #: Model folders that the extra paths file announces below one tree.
 MODEL_FOLDERS = ("checkpoints", "controlnet", "diffusion_models", "fe2e", "loras", "text_encoders", "vae")
 
+#: Seconds. A server that computes on every core answers late.
+REPLY_TIMEOUT = 120
+
 
 class PromptError(RuntimeError):
     """A prompt was refused or failed. `details` is ComfyUI's own report (node errors or the execution error).
@@ -210,19 +213,19 @@ class ComfyServer:
 
     def get(self, path: str) -> Any:
         """Decoded JSON of a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+        with urllib.request.urlopen(self.url + path, timeout=REPLY_TIMEOUT) as reply:
             return json.load(reply)
 
     def get_bytes(self, path: str) -> bytes:
         """Body of a GET."""
-        with urllib.request.urlopen(self.url + path, timeout=30) as reply:
+        with urllib.request.urlopen(self.url + path, timeout=REPLY_TIMEOUT) as reply:
             return reply.read()
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Decoded JSON of a POST (None when the reply is empty)."""
         data = json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=30) as reply:
+        with urllib.request.urlopen(request, timeout=REPLY_TIMEOUT) as reply:
             text = reply.read()
         return json.loads(text) if text else None
 
