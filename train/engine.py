@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.adapter import attach, trained_modules
 from train.average import WeightAverage
@@ -30,6 +30,7 @@ from train.lora_export import LoraNotes, tensors_digest, write_kohya
 from train.low_bit import check_available, make_optimizer
 from train.recipe import FinetuneConfig, Training
 from train.run_state import Position, RunState
+from train.sharding import average_gradients, shard_frozen
 from train.validation import Scores, Validation
 from train.watching import StepReport, Watch
 
@@ -104,7 +105,14 @@ class Finetuning:
             transformer.enable_gradient_checkpointing()
         device = self.accelerator.device
         self.base.autoencoder.to(device)
-        self.model = self.accelerator.prepare_model(transformer.to(device))
+        self.sharded = ranks > 1 and (config.base.shard or self.accelerator.distributed_type == "FSDP")
+        if self.sharded:
+            plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+            parameters = [parameter for _, parameter in self.trained]
+            shard_frozen(transformer, parameters, device, offload=bool(plugin and plugin.cpu_offload))
+            self.model: nn.Module = transformer
+        else:
+            self.model = self.accelerator.prepare_model(transformer.to(device))
         self.average = WeightAverage(self.trained, training.ema) if training.ema else None
         self.state = RunState(
             config.folder, self.trained, self.optimizer, self.average, config.identity(), training.keep
@@ -177,6 +185,8 @@ class Finetuning:
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 self.accelerator.backward(loss / training.accumulate)
         parameters = [parameter for _, parameter in self.trained]
+        if self.sharded:
+            average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(

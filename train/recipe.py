@@ -56,8 +56,8 @@ class BaseFiles:
     with the prompt_cache of an editor that has a connector, or with `conditioning` (safetensors: context
     (1,T,C), pooled (1,P)) for a generator. guidance: the fixed guidance of a base that has one (FLUX.1 dev,
     Kontext). dtype: of the frozen base, "bf16", "fp32", or the Linears of its blocks in eight bits ("fp8") or
-    four ("nf4", needs bitsandbytes), computed in BF16. fold: put constants in the place of the modulation layers, a quarter of the released
-    base."""
+    four ("nf4", needs bitsandbytes), computed in BF16. fold: put constants in the place of the modulation layers,
+    a quarter of the released base. shard: several processes divide the base among them, each holding a part."""
 
     checkpoint: str = ""
     transformer: str = ""
@@ -67,6 +67,7 @@ class BaseFiles:
     guidance: float = 1.0
     dtype: str = "bf16"
     fold: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         parts = (
@@ -78,6 +79,8 @@ class BaseFiles:
             )
         if self.dtype not in ("bf16", "fp32", "fp8", "nf4"):
             raise ValueError(f"dtype is {self.dtype!r}; expected 'bf16', 'fp32', 'fp8' or 'nf4'")
+        if self.shard and self.dtype == "nf4":
+            raise ValueError("shard needs weights that can be divided; expected dtype 'fp8', 'bf16' or 'fp32', not 'nf4'")
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,7 @@ class FinetuneConfig:
                 del about["training"][key]
         for key in ("workers", "sources"):
             del about["data"][key]  # the sampler checks the datasets itself
+        del about["base"]["shard"]
         return json.dumps(about, sort_keys=True)
 
 

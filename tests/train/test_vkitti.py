@@ -53,9 +53,9 @@ def test_depth_and_derived_normals_are_those_of_the_scene(root, name):
     assert error < 1e-3
 
     found = frame.normal_valid.numpy()
-    assert (found & valid).sum() > 0.93 * valid.sum()
+    assert (found & valid).sum() > 0.92 * valid.sum()
     angle = angle_degrees(frame.normal.numpy(), normal)
-    # windows reach 8 pixels: nearer to the sphere's rim or the sky they see two surfaces
+    # windows of neighbours reach 3 to 15 pixels: nearer to the sphere's rim or the sky they see two surfaces
     surface = (crop(truth.sphere) + 2 * sky).astype(np.uint8)
     inner = found & (cv2.morphologyEx(surface, cv2.MORPH_GRADIENT, np.ones((17, 17), np.uint8)) == 0)
     assert inner.sum() > 0.9 * valid.sum()
@@ -65,7 +65,7 @@ def test_depth_and_derived_normals_are_those_of_the_scene(root, name):
     assert angle[found].mean() < 0.5
     assert np.percentile(angle[found], 95) < 2
     # single pixels where the stored centimetres happen to lie like another plane
-    assert share < 1e-3
+    assert share < 1e-4
 
 
 def test_the_camera_belongs_to_the_crop(root):

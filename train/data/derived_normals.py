@@ -12,13 +12,13 @@ import numpy as np
 
 _RADIUS = 3
 _MIN_SAMPLES = 6
-_SPREADS = (1, 2, 3)
+_SPREADS = (1, 2, 3, 5)
 #: A wider window is one plane when its residual stays below this many deviations of the depth's steps.
 _PLANAR = 1.5
 #: Radians of slope noise, from the steps of the depth alone, above which a wider window is taken.
 _ALLOWED_NOISE = np.radians(0.3)
 #: Noise beyond which a normal is not worth learning from.
-_USELESS_NOISE = np.radians(1.0)
+_USELESS_NOISE = np.radians(0.7)
 
 
 def derive_normals(
