@@ -7,6 +7,7 @@ latents of real labels and normals, so that the autoencoder stays one.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -20,8 +21,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from fe2e_core.packing import predict_latents
-from train.backend import SCALE, SHIFT, build_autoencoder, velocity_of
-from train.config import AutoencoderShape, DecoderTraining, LatentPool, ScenePool
+from train.backend import SCALE, SHIFT, velocity_of
+from train.config import DecoderTraining, LatentPool, ScenePool
 from train.fast_attention import use_fast_attention
 from train.fast_norm import use_fast_norms, use_plain_norms
 from train.latents import CHUNK, open_latents, pixels_of_chunk, scaled_size
@@ -30,7 +31,7 @@ from train.precision import fast_autocast
 from train.replicas import train_replicas
 from train.state import load_state, save_state
 from train.transformer import ConditionedTransformer
-from train.vae import as_pictures, fold_epsilon, soften_norms
+from train.vae import as_pictures, fold_epsilon, unfold_epsilon
 
 log = logging.getLogger(__name__)
 
@@ -79,16 +80,15 @@ class DecoderTask:
 def refine_decoder(
     folder: Path,
     task: DecoderTask,
-    shape: AutoencoderShape,
+    autoencoder: AutoencoderKL,
     replicas: int,
     on_step: Callable[[str], None] = log.info,
 ) -> AutoencoderKL:
-    """Train (or resume, or return the finished) decoder, starting from the autoencoder saved in `folder`."""
+    """Train (or resume from `folder`, or return the finished) decoder, starting from a copy of `autoencoder`."""
     config = task.config
-    model = build_autoencoder(shape).to(memory_format=torch.channels_last)
-    soften_norms(model)
-    load_state(folder / "autoencoder.safetensors", model, [])
-    decoder = model.decoder
+    model = copy.deepcopy(autoencoder).to(memory_format=torch.channels_last)
+    unfold_epsilon(model)
+    decoder = model.decoder.requires_grad_(True)
     optimizer = torch.optim.AdamW(decoder.parameters(), config.learning_rate, weight_decay=0.0, fused=True)
     file = folder / "decoder.safetensors"
     first = load_state(file, decoder, [optimizer])

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8
 """Scenes encoded together; whether they are mirrored is drawn once per chunk."""
+_TOGETHER = 3
+"""Pictures in one call of the encoder: more of them leave the processor's cache and take half as long again each."""
+
 _KINDS = ("image", "depth", "normal")
 
 
@@ -89,7 +92,7 @@ def encode_sample(autoencoder: AutoencoderKL, sample: Sample) -> LatentBatch:
     """What the objective needs of one sample."""
     pictures = torch.cat(as_pictures(sample)).to(memory_format=torch.channels_last)
     with torch.no_grad(), fast_autocast():
-        latents = encode(autoencoder, pictures).float().contiguous()
+        latents = torch.cat([encode(autoencoder, part) for part in pictures.split(_TOGETHER)]).float().contiguous()
     image, depth, normal = latents.chunk(3)
     return LatentBatch(image, depth, normal, latent_mask(sample.valid))
 

@@ -69,7 +69,7 @@ def train_nano(
         has_fine = config.transformer.fine_steps > 0
         encoded, latent_config = (fine, config.fine) if has_fine else (small, config.small)
         last = DecoderTask(str(pool_root), str(encoded), config.pool, latent_config, config.decoder, model)
-        autoencoder = refine_decoder(work, last, config.autoencoder_shape, config.replicas, on_step)
+        autoencoder = refine_decoder(work, last, autoencoder, config.replicas, on_step)
     write_nano(out, config, model, autoencoder)
     on_step(f"wrote {out} after {(time.time() - began) / 60:.0f} minutes")
 

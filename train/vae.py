@@ -73,16 +73,26 @@ def fold_epsilon(autoencoder: AutoencoderKL) -> None:
     What writes into the residual stream, and what stands between the two norms of a block, is scaled by 2^-10;
     layers that read the stream and write it again only need their biases scaled.
     """
+    _scale_stream(autoencoder, _SCALE)
+    soften_norms(autoencoder, 1e-6)
+
+
+def unfold_epsilon(autoencoder: AutoencoderKL) -> None:
+    """Undo `fold_epsilon` exactly (powers of two), so that a finished autoencoder can be trained further."""
+    _scale_stream(autoencoder, 1 / _SCALE)
+    soften_norms(autoencoder)
+
+
+def _scale_stream(autoencoder: AutoencoderKL, factor: float) -> None:
     writes = ("conv_in", "conv1", "conv2", "attentions.0.to_out.0")
     carries = ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
     with torch.no_grad():
         for name, module in autoencoder.named_modules():
             if name.endswith(writes):
-                module.weight *= _SCALE
-                module.bias *= _SCALE
+                module.weight *= factor
+                module.bias *= factor
             elif name.endswith(carries):
-                module.bias *= _SCALE
-    soften_norms(autoencoder, 1e-6)
+                module.bias *= factor
 
 
 def latent_statistics(autoencoder: AutoencoderKL, pictures: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from train.objective import joint_loss, latent_mask
 from train.pool import label_scene
 from train.replicas import train_replicas
 from train.scenes import render_scene
-from train.vae import fold_epsilon, fold_latent_scale, latent_statistics, soften_norms
+from train.vae import fold_epsilon, fold_latent_scale, latent_statistics, soften_norms, unfold_epsilon
 
 SMALL = AutoencoderShape(32, (1, 1, 1, 1), 1)
 TINY = TransformerShape(width=128, double_blocks=1, single_blocks=1, context_tokens=2, context_width=16, pooled_width=8)
@@ -132,6 +132,11 @@ def test_soft_norms_and_the_flux_form_are_one_network():
         torch.testing.assert_close(encode(autoencoder, pictures), latents, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(decode(autoencoder, latents), decoded, atol=1e-5, rtol=1e-4)
     assert {m.eps for m in autoencoder.modules() if isinstance(m, nn.GroupNorm)} == {1e-6}
+    folded = {name: value.clone() for name, value in autoencoder.state_dict().items()}
+    unfold_epsilon(autoencoder)
+    assert any(not torch.equal(value, folded[name]) for name, value in autoencoder.state_dict().items())
+    fold_epsilon(autoencoder)
+    assert all(torch.equal(value, folded[name]) for name, value in autoencoder.state_dict().items())
 
 
 def test_latents_are_put_on_the_flux_scale():
@@ -238,7 +243,7 @@ def test_a_run_goes_on_from_a_finished_model(tmp_path: Path):
         work=str(tmp_path / "further"),
         start=str(tmp_path / "first.safetensors"),
         transformer=training,
-        decoder=dataclasses.replace(TINY_RUN.decoder, steps=0),
+        decoder=dataclasses.replace(TINY_RUN.decoder, steps=1, learning_rate=0.0),
     )
     train_nano(further, tmp_path / "further.safetensors", lambda line: None)
     image = render_scene(4, 32, 48).image
