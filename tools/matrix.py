@@ -28,9 +28,12 @@ from tools.comfyui import ARCHIVES, CACHE, DEFAULT_VERSION, ROOT, obtain
 
 ENVIRONMENTS = CACHE / "environments"
 DOCUMENT = ROOT / "docs" / "compatibility.md"
+#: The longest files come last: what can be told soon is told soon.
+LONGEST = ("test_hard_knocks.py", "test_importing.py", "test_input_properties.py")
+_NODES = sorted((ROOT / "tests" / "nodes").glob("test_*.py"), key=lambda path: (path.name in LONGEST, path.name))
 #: Nodes in their process and over HTTP; every template over HTTP; templates opened and run by clicking.
 ROOMS = {
-    "nodes": ["tests/nodes"],
+    "nodes": [path.relative_to(ROOT).as_posix() for path in _NODES],
     "workflows": ["tests/workflows/test_execution.py"],
     "browser": ["tests/workflows/test_browser.py"],
 }
