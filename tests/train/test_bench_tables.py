@@ -16,6 +16,7 @@ from train.bench.estimate import Estimate
 from train.bench.paper import DEPTH_COLUMNS, NORMAL_COLUMNS, TABLE_2, TABLE_3, average_rank
 from train.bench.registry import BENCHMARKS
 from train.bench.run import Evaluation, Job, Plan, read_report
+from train.bench.score import DEPTH_ERRORS
 from train.bench.summary import NORMAL_ERRORS
 from train.bench.tables import Report, paper_tables
 
@@ -67,8 +68,8 @@ class DistortedTruth:
 
 
 def closed_depth(noise: float, alignment: str) -> dict[str, float]:
-    """AbsRel and delta1 of the four combinations of truth and noise, fitted by hand."""
-    relative = []
+    """All errors over the four combinations of truth and noise, fitted by hand."""
+    depths, truths = [], []
     for side, sign in product((-1, 1), (-1, 1)):
         truth, x = (NEAR if side < 0 else FAR), side * HALF + sign * noise
         if alignment == "log":
@@ -76,11 +77,18 @@ def closed_depth(noise: float, alignment: str) -> dict[str, float]:
         else:  # the same logarithmic map, fitted to metres: covariance over variance
             half = (FAR - NEAR) / 2
             depth = (NEAR + FAR) / 2 + half * HALF / (HALF**2 + noise**2) * x
-        relative.append(depth / truth)
-    return {
-        "abs_rel": float(np.mean(np.abs(np.array(relative) - 1))),
-        "delta1": float(np.mean([max(r, 1 / r) < 1.25 for r in relative])),
+        depths.append(depth)
+        truths.append(truth)
+    depth, truth = np.array(depths), np.array(truths)
+    factor = np.maximum(depth / truth, truth / depth)
+    found = {
+        "abs_rel": np.abs(depth - truth) / truth,
+        "sq_rel": (depth - truth) ** 2 / truth,
+        "rmse": (depth - truth) ** 2,
+        "log_rmse": np.log(depth / truth) ** 2,
+        **{f"delta{power}": factor < 1.25**power for power in (1, 2, 3)},
     }
+    return {name: float(np.mean(v) ** (0.5 if name.endswith("rmse") else 1)) for name, v in found.items()}
 
 
 def turned_normals(key: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +120,15 @@ def closed_normals(kind: str, key: str) -> dict[str, float]:
     if kind == "per image":
         weights = [1, 1]
     share = float(np.average(shares, weights=weights))
-    if kind == "pooled":
-        rmse = math.sqrt((1 - share) * SMALL**2 + share * LARGE**2)
-    else:
-        rmse = float(np.mean([math.sqrt((1 - s) * SMALL**2 + s * LARGE**2) for s in shares]))
-    return {"mean": (1 - share) * SMALL + share * LARGE, "within_11.25": 1 - share, "within_22.5": 1.0, "rmse": rmse}
+    parts = [share] if kind == "pooled" else shares
+    within = {f"within_{degrees:g}": 1.0 if degrees > LARGE else 1 - share for degrees in (5, 7.5, 11.25, 22.5, 30)}
+    return {
+        "mean": (1 - share) * SMALL + share * LARGE,
+        # half of each: between the two
+        "median": float(np.mean([SMALL if part < 0.5 else (SMALL + LARGE) / 2 for part in parts])),
+        "rmse": float(np.mean([math.sqrt((1 - part) * SMALL**2 + part * LARGE**2) for part in parts])),
+        **within,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +152,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_depth_means_are_their_closed_forms(finished: Path) -> None:
     report = read_report(finished)
     for key, alignment in product(DEPTH_COLUMNS, ("log", "linear")):
-        for error in ("abs_rel", "delta1"):
+        for error in DEPTH_ERRORS:
             expected = np.mean([closed_depth(noise, alignment)[error] for noise in NOISE[key]])
             found = report.benchmarks[key]["means"][alignment][error]
             assert found == pytest.approx(expected, abs=2e-6), (key, alignment, error)
@@ -151,7 +163,8 @@ def test_normal_means_are_their_closed_forms(finished: Path) -> None:
     for key, kind in product(NORMAL_COLUMNS, ("pooled", "per image")):
         for error, expected in closed_normals(kind, key).items():
             found = report.benchmarks[key]["means"][kind][error]
-            assert found == pytest.approx(expected, abs=2e-4), (key, kind, error)
+            # eight bits of the stored truth, and the histogram of angles that medians are taken from
+            assert found == pytest.approx(expected, abs=0.01 if error == "median" else 2e-4), (key, kind, error)
 
 
 def table_rows(text: str, title: str) -> dict[str, list[str]]:
@@ -183,8 +196,22 @@ def test_the_tables_cells(finished: Path) -> None:
     assert depth["DepthAnything V2"] == "62.6M 4.5 97.9 7.4 94.6 13.1 86.5 - - 26.5 73.4 5.4".split()
     assert normal["DSINE"] == "160K 16.4 59.6 16.2 61.0 17.1 67.4 34.9 21.5 4.6".split()
     assert len(depth) == len(TABLE_2) + 2 and len(normal) == len(TABLE_3) + 2
-    detail = table_rows(text, "### ETH3D (Various), depth")
-    assert detail["distorted truth"][:2] == ["linear", "2 of 454"]  # the later of two rows of one name
+
+
+def test_the_cells_of_all_errors(finished: Path) -> None:
+    text = (finished / "tables.md").read_text(encoding="utf-8")
+    for key, benchmark in BENCHMARKS.items():
+        depth = benchmark.task == "depth"
+        lines = text[text.index(f"### {benchmark.title}, {benchmark.task}") :].split("\n\n")[1].splitlines()
+        names = DEPTH_ERRORS if depth else NORMAL_ERRORS
+        for line, kind in zip(lines[2:], ("log", "linear") if depth else ("pooled", "per image"), strict=True):
+            method, averaged, images, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+            assert (method, averaged, images) == ("distorted truth", kind, f"2 of {benchmark.images}")
+            both = [closed_depth(noise, kind) for noise in NOISE[key]] if depth else [closed_normals(kind, key)]
+            for name, cell in zip(names, cells, strict=True):
+                factor = 100 if name.startswith(("delta", "within", "abs_rel")) else 1
+                expected = factor * float(np.mean([closed[name] for closed in both]))
+                assert float(cell) == pytest.approx(expected, abs=0.011 if name == "median" else 8e-4), (key, kind, name)
 
 
 def test_ranks_give_the_papers_own() -> None:
