@@ -15,6 +15,7 @@ from fe2e_core.tensorfile import TensorFile
 from train import convert, curves, empty_prompt, fetch, inspect, lora, memory_report, pack, predict
 from train.bench import command as bench
 from train.config import NanoConfig, load_config
+from train.thesis import command as thesis
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -92,6 +93,7 @@ VERBS = (
     Verb("convert", "a LoRA of kohya's format into diffusers' or peft's, or back", convert.add_arguments, convert.run),
     Verb("predict", "depth and normals of files, folders, videos and shards, without ComfyUI", predict.add_arguments, predict.run),
     Verb("evaluate", "the paper's nine benchmarks, for a checkpoint or any program's predictions", bench.add_arguments, bench.run),
+    Verb("thesis", "the paper's claims in miniature: an editor and a generator become estimators", thesis.add_arguments, thesis.run),
     Verb("nano", "train the embedded demonstration model from nothing", _nano_arguments, _nano),
     Verb("score-nano", "score a small checkpoint on held-out procedural scenes", _score_arguments, _score_nano),
 )

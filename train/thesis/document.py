@@ -1,0 +1,195 @@
+"""docs/thesis.md and its figures, written from the results; nothing in them is typed by hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from train.thesis import figures, tables
+from train.thesis.claims import CLAIMS, judge
+from train.thesis.network import EDITOR, GENERATOR
+from train.thesis.pictures import held_out_scene, label_of
+from train.thesis.rows import rows
+from train.thesis.settings import ThesisConfig
+from train.thesis.study import MAPS, SHOWN
+from train.thesis.worlds import DOMAINS
+
+SHEET_ROWS = ("id6", "id7", "id2", "id8", "normals", "id4", "id5")
+"""Whose estimates are drawn."""
+
+
+def unfinished(config: ThesisConfig, data: dict[str, Any]) -> list[str]:
+    """The runs that are still to be done, "row/seed"."""
+    names = [row.name for row in rows(config.finetuning.euler)]
+    return [f"{n}/{s}" for n in names for s in config.seeds if f"{n}/{s}" not in data["runs"]]
+
+
+def write_document(config: ThesisConfig, data: dict[str, Any], shown: Path) -> list[str]:
+    """Write the figures, as far as there is something to draw, and thesis.md; the paths written. `shown`: folder of kept
+    pictures (`Study.shown`); without them earlier figures stay as they are."""
+    folder = Path(config.documents) / "thesis"
+    folder.mkdir(parents=True, exist_ok=True)
+    improved, direct = folder / "losses.png", folder / "losses_direct.png"
+    done = {
+        improved: figures.draw_losses(data, (("id6", "editor"), ("id7", "generator")), improved,
+                                      "Training loss, improved (6, 7)"),
+        direct: figures.draw_losses(data, (("id2", "editor"), ("id1", "generator")), direct,
+                                    "Training loss, adapted directly (2, 1)"),
+    }  # fmt: skip
+    if data["maps"] or shown.is_dir():
+        truth = _truth(config)
+        path = folder / "features.png"
+        done[path] = figures.draw_features(data, [truth[SHOWN.index(i)][0] for i in MAPS], path)
+        path = folder / "estimates.jpg"
+        titles = [(r.name, f"{r.title} ({r.base})", r.labels) for n in SHEET_ROWS
+                  for r in rows(config.finetuning.euler) if r.name == n]  # fmt: skip
+        done[path] = figures.draw_estimates(shown, truth, titles, path)
+        path = folder / "bases.jpg"
+        done[path] = figures.draw_bases(shown, path)
+    document = Path(config.documents) / "thesis.md"
+    temporary = document.with_name(f".{document.name}.part")
+    temporary.write_text(document_text(config, data), encoding="utf-8")
+    os.replace(temporary, document)
+    return [str(path) for path, drawn in done.items() if drawn] + [str(document)]
+
+
+def _truth(config: ThesisConfig) -> list[tuple[Any, Any, Any, Any]]:
+    """(picture, log label, normals, valid) of the scenes that are shown."""
+    result = []
+    for index in (i for i in SHOWN if i < len(DOMAINS) * config.pictures.held_out):
+        scene = held_out_scene(index, config.pictures)
+        result.append((scene.image, label_of(scene.depth, scene.mask, "log"), scene.normal, scene.mask))
+    return result
+
+
+def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
+    seeds = [str(seed) for seed in config.seeds]
+    found = [judge(claim, data, seeds).verdict for claim in CLAIMS]
+    counts = [f"{found.count(v)} {v}" for v in ("reproduced", "not reproduced", "undecided")]
+    return f"Of {len(found)} claims: " + ", ".join(counts) + "."
+
+
+def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
+    left = unfinished(config, data)
+    total = len(config.seeds) * len(rows(config.finetuning.euler))
+    if not left:
+        return f"All {total} runs are finished."
+    names = sorted({key.split("/")[0] for key in left})
+    return (
+        f"**Not finished:** {total - len(left)} of {total} runs are in the tables; missing are seeds of "
+        f"{', '.join(names)}. The same command goes on where it was stopped and writes this page again; a claim "
+        "with fewer than three seeds stays undecided."
+    )
+
+
+def document_text(config: ThesisConfig, data: dict[str, Any]) -> str:
+    """The whole page."""
+    seeds = [str(seed) for seed in config.seeds]
+    all_rows = rows(config.finetuning.euler)
+    size, first, second = config.pictures, config.pretraining, config.finetuning
+    tokens = size.height * size.width // 256
+    net = config.network
+    shape = f"Width {net.width}, {net.double_blocks} + {net.single_blocks} blocks."
+    edits = tables.edit_table(data, seeds)
+    return f"""# From editor to estimator, in miniature
+
+The paper says that an image editor makes a better geometry estimator than an image generator, and explains which changes
+to its training matter. Its models have twelve billion parameters. Here the same comparison is made where everything can
+be known: two tiny transformers of FLUX's form, alike in every respect but one, on ray-cast scenes with exact geometry.
+
+    python -m train thesis
+
+It renders, trains, scores, and writes this page, its figures and [thesis/results.json](thesis/results.json); killed at any time,
+it goes on where it was. Processor time so far: {data["seconds"] / 60:.0f} minutes of one core. {_state(config, data)}
+
+{_tally(config, data)} What cannot be decided with this few seeds is called undecided, not confirmed.
+
+## What is compared
+
+- **Scenes** of 0.1 to 80 m, {size.width}x{size.height} pixels: outdoors (streets, fields) and indoors (rooms, clutter, tables), many with a
+  thing a hand's width before the lens. The autoencoder is that of `models/fe2e-nano.safetensors` and stays fixed; a
+  picture is {tokens} tokens. {size.pairs} pairs for the bases, {size.scenes} labelled scenes for fine-tuning, {2 * size.held_out} held-out ones for the tables,
+  {2 * size.validation} others for choosing learning rates; no scene in two of them.
+- **The editor** is pretrained on edits (relight, recolour, move or remove a thing, denoise) as Step1X-Edit is: flow matching
+  from noise to the edited picture with the source beside it in the sequence, and an instruction in numbers for a prompt.
+  **The generator**, its twin, gets the same target pictures in the same order with the same noise and times, from the same
+  first weights, for the same {first.steps} steps of {first.batch}, and a caption in numbers, but no source. {shape}
+- **Fine-tuning** is the same for all rows: {second.steps} steps of {second.batch}, the same scenes in the same order, the prompt left blank, every
+  weight trained (the paper trains LoRAs, which at this size would be nearly all weights). Each base has the learning rate
+  of the same three that was best for it on a seed of its own; rows of one base share it. DirectAdapt takes {second.euler} Euler steps.
+- **Scores** are means over pictures, then over seeds (± is the standard deviation between seeds; each seed has other first
+  weights, other noise and another order). Depth is fitted to the truth by two numbers in each label's own quantity, as
+  the paper's protocol does; "true percentiles" reads the label with the scene's own range instead, without any fit. The
+  latent error is the training loss on held-out scenes: no decoder in it, comparable between rows of the same labels only.
+
+## The claims
+
+"Reproduced" and "not reproduced": the 95 % interval (Student's t) of the difference between runs paired by seed leaves out 0,
+with at least three seeds. The intervals are not corrected for the number of claims.
+
+{tables.claim_table(data, seeds)}
+
+## Table 4 and Table 5
+
+{tables.main_table(data, all_rows)}
+
+CV: consistent velocity; FS: fixed start. The paper's numbers are for orientation: other data, other size. The autoencoder is
+small and was trained on logarithmic labels at a higher resolution, and what it loses of *true* labels is a floor under every
+row, highest for uniform labels: at {size.width}x{size.height} a thing before the lens is a few latents wide.
+
+![estimates](thesis/estimates.jpg)
+
+Held-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in OpenGL colours.
+
+## Labels
+
+{tables.label_table(data, all_rows)}
+
+## Normals
+
+{tables.normal_table(data)}
+
+## Loss (Fig. 4)
+
+![loss, improved](thesis/losses.png)
+
+![loss, adapted directly](thesis/losses_direct.png)
+
+## Features (Fig. 3)
+
+![features](thesis/features.png)
+
+Norm over channels of the answer's half (zeros at the start) behind three blocks, as in the paper, each map on its own scale, seed
+{seeds[0]}; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
+
+{tables.feature_table(data)}
+
+The first rows say how much of the held-out scenes' log-depth a linear reading of one token explains beyond what its place tells
+(R2); the last ones how alike the features of one base are before and after fine-tuning (linear CKA, 1 is the same).
+
+## The bases at their own work
+
+![bases](thesis/bases.jpg)
+
+Pairs that neither has seen.
+
+{edits}
+
+Latent errors after {second.euler} Euler steps, seeds {", ".join(seeds)}. Where the editor is not below the source itself, it has learnt to
+copy and to repair more than to do what it is told.
+
+## Learning rates
+
+Latent error on the validation scenes, row 6, seed {config.sweep_seed}:
+
+{tables.rate_table(data)}
+
+## What this cannot say
+
+The bases have seen two thousand procedural pictures, not a billion photographs: what a generator knows of the world from
+words, and an editor from real edits, is not here. Step1X-Edit was itself made out of FLUX; the twins here begin alike and
+part. All scenes come from one ray-caster, so nothing is zero-shot. A difference that is undecided here may well be real.
+
+{GENERATOR.capitalize()} and {EDITOR} differ in one more respect that cannot be taken away: the editor reads two pictures a step and so computes more.
+"""

@@ -1,0 +1,82 @@
+"""What the study has found so far: one JSON, replaced whole whenever something is added."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+PARTS = ("floor", "sweep", "bases", "runs", "features", "maps")
+"""Tables of the JSON, each by a key such as "id6/0": row and seed."""
+
+_DIGITS = 5
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to five significant digits: what is beyond them is noise, and the file stays readable."""
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value
+
+
+class Results:
+    """The JSON at `path`. identity: what its numbers depend on (`ThesisConfig.identity`, the autoencoder's digest).
+
+    Raises ValueError when the file holds numbers of another identity, or is no such file."""
+
+    def __init__(self, path: Path, identity: str, autoencoder: str):
+        self.path = path
+        about = {"config": json.loads(identity), "autoencoder": autoencoder}
+        self.data: dict[str, Any] = {"about": about, "seconds": 0.0, **{part: {} for part in PARTS}}
+        if path.is_file():
+            found = read_results(path)
+            if found["about"] != about:
+                raise ValueError(
+                    f"'{path}' has the results of another configuration or autoencoder; move it away, or give another "
+                    "'documents' folder in the configuration"
+                )
+            self.data = found
+
+    def has(self, part: str, key: str) -> bool:
+        return key in self.data[part]
+
+    def get(self, part: str, key: str) -> Any:
+        return self.data[part][key]
+
+    def add(self, part: str, key: str, value: Any) -> None:
+        """Put one entry in and write the file."""
+        self.data[part][key] = _rounded(value)
+        self._write()
+
+    def spend(self, seconds: float) -> None:
+        """Count processor time; written with the next entry."""
+        self.data["seconds"] = round(self.data["seconds"] + seconds, 1)
+
+    def _write(self) -> None:
+        lines = []
+        for name, part in self.data.items():
+            if name in PARTS:  # one entry a line
+                rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in part.items()]
+                lines.append(f"{json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n}")
+            else:
+                lines.append(f"{json.dumps(name)}: {json.dumps(part)}")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.name}.part")
+        temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The tables of a results file. FileNotFoundError, or ValueError when it is something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"'{path}' is no JSON ({error}); expected the results of `python -m train thesis`") from error
+    if not isinstance(data, dict) or not {"about", "seconds", *PARTS} <= set(data):
+        raise ValueError(f"'{path}' is not a results file of `python -m train thesis`; move it away")
+    return data

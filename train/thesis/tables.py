@@ -1,0 +1,158 @@
+"""The tables of docs/thesis.md, as Markdown, from the results alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from train.thesis.claims import CLAIMS, Verdict, judge, judge_second
+from train.thesis.edits import EDITS
+from train.thesis.features import BLOCKS
+from train.thesis.network import EDITOR, GENERATOR
+from train.thesis.pictures import LABELS
+from train.thesis.rows import Row
+
+Data = dict[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Mean and standard deviation over seeds; a lone value without one, a dash for none."""
+    if not values:
+        return "-"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def seeds_of(data: Data, row: str) -> list[str]:
+    """The seeds of which a row is there."""
+    return sorted((key.split("/")[1] for key in data["runs"] if key.split("/")[0] == row), key=int)
+
+
+def _cells(data: Data, row: str, picks: Sequence[Callable[[dict[str, Any]], float]], digits: Sequence[int]) -> list[str]:
+    runs = [data["runs"][f"{row}/{seed}"] for seed in seeds_of(data, row)]
+    return [spread([pick(run) for run in runs], n) for pick, n in zip(picks, digits, strict=True)]
+
+
+def _pick(domain: str, key: str) -> Callable[[dict[str, Any]], float]:
+    return lambda run: run["scores"][domain][key]
+
+
+def main_table(data: Data, rows: Sequence[Row]) -> str:
+    """Table 4 of the paper: depth by row and domain, with the autoencoder alone and the blind guess."""
+    keys = [(d, k) for d in ("outdoor", "indoor") for k in ("abs_rel", "delta1")]
+    lines = []
+    for row in rows:
+        if row.normals:
+            continue
+        cells = _cells(data, row.name, [_pick(d, k) for d, k in keys], (3, 3, 3, 3))
+        latent = _cells(data, row.name, [lambda run: run["latent"]["depth"]], (3,))
+        paper = "-" if row.paper is None else f"{row.paper.kitti[0]:.1f} / {row.paper.eth3d[0]:.1f}"
+        lines.append([row.title, row.base, row.labels, *cells, *latent, str(len(seeds_of(data, row.name))), paper])
+    for key in ("guess", *LABELS):
+        if key in data["floor"]:
+            scores = data["floor"][key]
+            title = "guess without looking" if key == "guess" else "autoencoder alone"
+            cells = [f"{scores[d][k]:.3f}" for d, k in keys]
+            lines.append([title, "-", "log" if key == "guess" else key, *cells, "-", "-", "-"])
+    header = ("row", "base", "labels", "outdoor AbsRel", "δ1", "indoor AbsRel", "δ1", "latent error", "seeds",
+              "paper, KITTI / ETH3D AbsRel, %")  # fmt: skip
+    return table(header, lines)
+
+
+def label_table(data: Data, rows: Sequence[Row]) -> str:
+    """The rows that differ in labels alone, read back through the true percentiles, near and far."""
+    lines = []
+    keys = [("all", "abs_rel"), ("all", "range_abs_rel"), ("all", "range_delta1"), ("outdoor", "near"), ("outdoor", "far")]
+    for name in ("id4", "exact", "sqrt", "id5", "id6"):
+        row = next(row for row in rows if row.name == name)
+        lines.append([row.labels, *_cells(data, name, [_pick(d, k) for d, k in keys], (3,) * 5)])
+        floor = data["floor"].get(row.labels)
+        if floor:
+            lines.append([f"autoencoder alone, {row.labels}", *(f"{floor[d][k]:.3f}" for d, k in keys)])
+    header = ("labels", "AbsRel, fitted", "AbsRel, true percentiles", "δ1, true percentiles", "outdoor, nearer than 1 m",
+              "outdoor, beyond 20 m")  # fmt: skip
+    return table(header, lines)
+
+
+def normal_table(data: Data) -> str:
+    """Normals: joint, alone, the autoencoder and the guess."""
+    keys = [(d, k) for d in ("outdoor", "indoor") for k in ("angle", "within")]
+    lines = [[title, *_cells(data, name, [_pick(d, k) for d, k in keys], (1, 3, 1, 3))]
+             for name, title in (("id8", "8: joint"), ("normals", "6, normals alone"))]  # fmt: skip
+    for key, title in (("guess", "guess without looking"), ("normals", "autoencoder alone")):
+        if key in data["floor"]:
+            lines.append([title, *(f"{data['floor'][key][d][k]:.{1 if k == 'angle' else 3}f}" for d, k in keys)])
+    return table(("row", "outdoor, degrees", "within 11.25", "indoor, degrees", "within 11.25"), lines)
+
+
+def feature_table(data: Data) -> str:
+    """What is read from three blocks of both bases, before and after."""
+    lines = []
+    titles = {
+        "probe_before": "depth in the answer's half, before", "probe_after": "depth in the answer's half, after",
+        "picture_before": "depth in the picture's half, before", "picture_after": "depth in the picture's half, after",
+        "kept": "similarity before and after",
+    }  # fmt: skip
+    for what, title in titles.items():
+        for base in (EDITOR, GENERATOR):
+            found = [value[what] for key, value in data["features"].items() if key.split("/")[0] == base]
+            lines.append([f"{title}: {base}", *(spread([f[b] for f in found]) for b in range(len(BLOCKS)))])
+    return table(("", *(f"{name} block" for name in BLOCKS)), lines)
+
+
+def edit_table(data: Data, seeds: Sequence[str]) -> str:
+    """How well the editors edit: latent error of the edit, and of leaving the source as it is."""
+    found = [data["bases"][f"{EDITOR}/{s}"]["edits"] for s in seeds if f"{EDITOR}/{s}" in data["bases"]]
+    lines = [[edit, spread([f[edit][0] for f in found]), spread([f[edit][1] for f in found[:1]])] for edit in EDITS]
+    return table(("edit", "the editors' error", "error of the source itself"), lines) if found else ""
+
+
+def rate_table(data: Data) -> str:
+    """The sweep: latent error by base and rate, the chosen ones bold."""
+    bases: dict[str, dict[str, float]] = {}
+    for key, value in data["sweep"].items():
+        base, rate = key.split("/")
+        bases.setdefault(base, {})[rate] = value
+    rates = sorted({rate for values in bases.values() for rate in values}, key=float)
+    lines = []
+    for base, values in bases.items():
+        best = min(values, key=lambda r: values[r])
+        cells = [f"{values[r]:.4f}" if r in values else "-" for r in rates]
+        lines.append([base, *(f"**{c}**" if r == best else c for c, r in zip(cells, rates, strict=True))])
+    return table(("base", *rates), lines) if lines else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _told(verdict: Verdict, names: Sequence[str]) -> str:
+    if not verdict.better:
+        return "not run yet"
+    text = f"{names[0]} {_number(float(np.mean(verdict.better)))}, {names[1]} {_number(float(np.mean(verdict.worse)))}"
+    if not math.isnan(verdict.half):
+        low, high = verdict.difference - verdict.half, verdict.difference + verdict.half
+        text += f"; difference {_number(verdict.difference)} (95 %: {_number(low)} to {_number(high)})"
+    return f"{text}; as claimed in {verdict.agreeing} of {len(verdict.better)} seeds"
+
+
+def claim_table(data: Data, seeds: list[str]) -> str:
+    """One line a claim: what the paper says, the verdict, and why."""
+    lines = ["| claim of the paper | where | here | evidence |", "| --- | --- | --- | --- |"]
+    for claim in CLAIMS:
+        verdict, second = judge(claim, data, seeds), judge_second(claim, data, seeds)
+        evidence = f"{claim.quantity}: {_told(verdict, claim.names)}"
+        if second is not None and second.better and claim.second is not None:
+            evidence += f". {claim.second[0][:1].upper()}{claim.second[0][1:]}: {_told(second, claim.names)}"
+            evidence += f" ({second.verdict})"
+        lines.append(f"| {claim.text} | {claim.where} | **{verdict.verdict}** | {evidence} |")
+    return "\n".join(lines)
