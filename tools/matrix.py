@@ -93,8 +93,9 @@ def this_python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def environment(version: str, minor: str, python: Path) -> Path:
-    """The interpreter of the environment of one pair, made when it is not there.
+def environment(version: str, minor: str, python: Path, present: bool = False) -> Path:
+    """The interpreter of the environment of one pair, made when it is not there. present: the packages that are here serve
+    this ComfyUI as well; nothing is installed.
 
     Raises subprocess.CalledProcessError when a package could not be installed.
     """
@@ -102,8 +103,12 @@ def environment(version: str, minor: str, python: Path) -> Path:
     interpreter = folder / "bin" / "python"
     described = folder / "environment.json"
     if described.is_file():
-        return interpreter
+        return interpreter if interpreter.exists() else Path(sys.executable)
     shutil.rmtree(folder, ignore_errors=True)
+    if present:
+        folder.mkdir(parents=True)
+        _describe(Path(sys.executable), described)
+        return Path(sys.executable)
     subprocess.run([python, "-m", "venv", folder], check=True)
     if minor == this_python():
         below = folder / "lib" / f"python{minor}" / "site-packages" / "zz_present_environment.pth"
@@ -117,22 +122,26 @@ def environment(version: str, minor: str, python: Path) -> Path:
     wanted.write_text("\n".join([*asked, *(f"{name}=={metadata.version(name)}" for name in TORCH)]) + "\n")
     pip = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "-r", obtain(version) / "requirements.txt", "-r", wanted], check=True)
+    _describe(interpreter, described)
+    return interpreter
+
+
+def _describe(interpreter: Path, path: Path) -> None:
     ask = (
         "import json, platform; from importlib.metadata import version as v; print(json.dumps({'python':"
         " platform.python_version(), 'torch': v('torch'), 'frontend': v('comfyui-frontend-package')}))"
     )
-    described.write_bytes(subprocess.run([interpreter, "-c", ask], check=True, capture_output=True).stdout)
-    return interpreter
+    path.write_bytes(subprocess.run([interpreter, "-c", ask], check=True, capture_output=True).stdout)
 
 
-def run(version: str, minor: str, python: Path, room: str, files: Sequence[str] = ()) -> Outcome:
+def run(version: str, minor: str, python: Path, room: str, files: Sequence[str] = (), present: bool = False) -> Outcome:
     """Runs the tests of one room (or only `files` of it) that have not passed yet, and keeps each outcome.
 
     Raises RuntimeError when pytest did not come to its end, subprocess.TimeoutExpired after two hours.
     """
     from tools.matrix_record import read
 
-    interpreter = environment(version, minor, python)
+    interpreter = environment(version, minor, python, present)
     folder = ENVIRONMENTS / f"{version}-py{minor}"
     record = folder / f"{room}.jsonl"
     command = [interpreter, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tools.matrix_record",
@@ -174,21 +183,28 @@ def kept() -> list[Outcome]:
     return sorted((replace(o, total=totals[o.room]) for o in found), key=lambda outcome: outcome.order)
 
 
+def _pins(version: str, frontend: str) -> bool:
+    """Whether this is the interface that a ComfyUI asks for (or that ComfyUI is not here to be asked)."""
+    requirements = CACHE / version / "requirements.txt"
+    return not requirements.is_file() or f"comfyui-frontend-package=={frontend}\n" in requirements.read_text()
+
+
 def document(outcomes: Sequence[Outcome], absent: Iterable[str]) -> str:
     """docs/compatibility.md."""
     lines = [
         "# Which ComfyUI, which Python",
         "",
-        "Written by `python -m tools.matrix`. Each row is the tests of one room against one unchanged ComfyUI with the",
-        "packages that its own requirements ask for, on a CPU. *nodes* is `tests/nodes`: every node, in the process of",
-        "that ComfyUI and over its HTTP interface. *workflows* runs each template over HTTP. *browser* opens and runs",
-        "each template by clicking, in Chromium, in the interface that this ComfyUI pins.",
+        "Written by `make matrix` (`python -m tools.matrix`). Each row is the tests of one room against one unchanged ComfyUI,",
+        "on a CPU, with the packages that its own requirements ask for, or, where the interface is marked *, with those of",
+        f"ComfyUI {DEFAULT_VERSION}. *nodes* is `tests/nodes`: every node, in the process of that ComfyUI and over its HTTP",
+        "interface. *workflows* runs each template over HTTP. *browser* opens and runs each template by clicking, in Chromium.",
         "",
         "| ComfyUI | Python | torch | interface | tests | passed | failed | skipped | not run | date |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for o in outcomes:
-        cells = (o.comfyui, o.python, o.torch, o.frontend, o.room, o.passed, len(o.failed), sum(o.skipped.values()), o.left, o.day)
+        interface = o.frontend + ("" if _pins(o.comfyui, o.frontend) else " *")
+        cells = (o.comfyui, o.python, o.torch, interface, o.room, o.passed, len(o.failed), sum(o.skipped.values()), o.left, o.day)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     failed = [f"- ComfyUI {o.comfyui}, Python {o.python}: `{name}`" for o in outcomes for name in o.failed]
     lines += ["", "## Failed", "", *(failed or ["Nothing."])]
@@ -208,6 +224,8 @@ def document(outcomes: Sequence[Outcome], absent: Iterable[str]) -> str:
     lines += [
         f"- {o.left} of the {o.total} tests of {o.room} with ComfyUI {o.comfyui} and Python {o.minor}" for o in outcomes if o.left
     ]
+    absent = list(absent)
+    lines += [f"- Python {minor}" for minor in PYTHONS if minor not in {*minors, *absent}]
     lines += [f"- Python {minor}: not on the machine of these runs" for minor in absent]
     lines += [f"- anything but {platform.system()} ({platform.machine()}), and a GPU", ""]
     return "\n".join(lines)
@@ -222,6 +240,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--room", nargs="+", choices=list(ROOMS), default=list(ROOMS))
     parser.add_argument("--files", nargs="+", default=[], help="only these test files of one room")
+    parser.add_argument("--present", action="store_true", help="install nothing: the packages that are here serve every ComfyUI")
     parser.add_argument("--fresh", action="store_true", help="forget what was kept of these pairs and rooms")
     parser.add_argument("--document-only", action="store_true", help="run nothing, write what is kept")
     given = parser.parse_args()
@@ -238,7 +257,7 @@ def main() -> None:
             for room in given.room:
                 if given.fresh:
                     (ENVIRONMENTS / f"{version}-py{minor}" / f"{room}.jsonl").unlink(missing_ok=True)
-                o = run(version, minor, python, room, given.files)
+                o = run(version, minor, python, room, given.files, given.present and minor == this_python())
                 print(f"ComfyUI {version}, Python {o.python}, {room}: {o.passed} passed, {len(o.failed)} failed, "
                       f"{sum(o.skipped.values())} skipped, {o.left} not run", flush=True)  # fmt: skip
     outcomes = kept()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from tools.comfyui import ROOT
+from tools.comfyui import ARCHIVES, ROOT
 from tools.matrix import ENVIRONMENTS, Outcome, document, kept, summary
 from tools.matrix_record import read
 
@@ -93,10 +95,17 @@ def test_the_summary_counts_tests(runs, tmp_path: Path) -> None:
     assert (found.passed, found.failed, found.skipped, found.total, found.left) == (4, (), {"for a reason": 1}, 5, 0)
 
 
-def test_the_document_hides_nothing() -> None:
+def test_the_document_hides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tools.matrix.CACHE", tmp_path)
+    (tmp_path / "0.16.3").mkdir()
+    (tmp_path / "0.16.3" / "requirements.txt").write_text("comfyui-frontend-package==1.1.1\n")
+
     def outcome(comfyui: str, python: str, passed: int, failed: tuple[str, ...] = ()) -> Outcome:
         return Outcome(comfyui, python, "2.11.0", "1.2.3", "nodes", 10, passed, failed, {"no GPU": 1}, "2026-01-01")
 
+    older = document([outcome("0.16.3", "3.11.9", 9)], [])
+    assert "| 0.16.3 | 3.11.9 | 2.11.0 | 1.2.3 * |" in older, "packages of another ComfyUI are marked"
+    assert "\n- Python 3.12\n" in older, "here, and not run"
     text = document([outcome("0.30.0", "3.11.9", 9), outcome("0.30.0", "3.12.1", 4, ("tests/nodes/test_x.py::test_y",))], ["3.14"])
     assert "| 0.30.0 | 3.11.9 | 2.11.0 | 1.2.3 | nodes | 9 | 0 | 1 | 0 | 2026-01-01 |" in text
     assert "| 0.30.0 | 3.12.1 | 2.11.0 | 1.2.3 | nodes | 4 | 1 | 1 | 4 | 2026-01-01 |" in text
@@ -112,3 +121,15 @@ def test_nothing_kept_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert ENVIRONMENTS.is_relative_to(ROOT)
     monkeypatch.setattr("tools.matrix.ENVIRONMENTS", tmp_path)
     assert kept() == []
+
+
+def test_what_is_promised_was_tested() -> None:
+    """`requires-comfyui` names the oldest ComfyUI of the document, and no test of a node failed with any of them."""
+    oldest = min(ARCHIVES, key=lambda version: [int(part) for part in version.split(".")])
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["comfy"]["requires-comfyui"] == f">={oldest}"
+    text = (ROOT / "docs" / "compatibility.md").read_text()
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| \S+ \| \S+ \| nodes \| (\d+) \| (\d+) \| \d+ \| (\d+) \|", text, re.MULTILINE)
+    assert {comfyui for comfyui, *_ in rows} == set(ARCHIVES)
+    for comfyui, python, passed, failed, left in rows:
+        assert int(passed) > 0 and int(failed) == 0, f"ComfyUI {comfyui}, Python {python}"
+        assert int(left) == 0 or python.split(".")[:2] != ["3", "11"], f"ComfyUI {comfyui}, Python {python}: {left} not run"
