@@ -212,6 +212,7 @@ def test_verdicts_agree_with_the_paired_t_test():
         assert (verdict != "undecided") == decided
         assert not decided or (verdict == "reproduced") == (a.mean() < b.mean())
         assert not decided or paired(list(a), list(b), higher=True).verdict != verdict
+    assert paired([1.0, 1.1, 1.2], [1.005, 1.105, 1.205]).verdict == "undecided", "certain, but half a percent"
     assert paired([1.0, 1.0], [2.0, 2.1]).verdict == "undecided", "two seeds decide nothing"
     assert paired([], []).verdict == "undecided"
     assert paired([1.0, 1.1, 1.0], [2.0, 2.0, 2.1]).agreeing == 3

@@ -14,6 +14,10 @@ from train.curves import smoothed
 
 CONFIDENCE = 0.95
 _FEWEST = 3
+_LEAST = 0.01
+"""Smallest difference, as a share of the larger measure, that is called one: a thousandth may be certain and mean
+nothing."""
+
 _SMOOTH = 0.9
 
 Data = dict[str, Any]
@@ -22,18 +26,25 @@ Measure = Callable[[Data, str], float]
 
 
 @dataclass(frozen=True)
-class Claim:
-    """The paper says that `better` is lower than `worse` (or higher, with `higher`). where: of the paper. second: the
-    same by another reading, shown beside."""
+class Reading:
+    """One quantity by which a claim can be read: `better` is lower than `worse`, or with `higher` higher."""
 
-    text: str
-    where: str
     quantity: str
     better: Measure
     worse: Measure
-    names: tuple[str, str]
     higher: bool = False
-    second: tuple[str, Measure, Measure] | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, and where. names: of the two that are compared. reading: what decides; others: shown
+    beside."""
+
+    text: str
+    where: str
+    names: tuple[str, str]
+    reading: Reading
+    others: tuple[Reading, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class Verdict:
 
 def paired(better: list[float], worse: list[float], higher: bool = False) -> Verdict:
     """A verdict on numbers paired by seed: decided only when the 95 % interval of the mean difference (Student's t)
-    leaves out 0, and by three seeds or more."""
+    leaves out 0, by three seeds or more, and when the difference is at least 1 % of the larger mean."""
     sign = -1 if higher else 1
     gaps = np.array([sign * (a - b) for a, b in zip(better, worse, strict=True)])
     count = len(gaps)
@@ -60,29 +71,21 @@ def paired(better: list[float], worse: list[float], higher: bool = False) -> Ver
     if count > 1:
         half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * gaps.std(ddof=1) / math.sqrt(count))
     verdict = "undecided"
-    if count >= _FEWEST and abs(mean) > half:
+    larger = max(abs(float(np.mean(values))) for values in (better, worse)) if count else 0.0
+    if count >= _FEWEST and abs(mean) > half and abs(mean) >= _LEAST * larger:
         verdict = "reproduced" if mean < 0 else "not reproduced"
     return Verdict(tuple(better), tuple(worse), sign * mean, half, int((gaps < 0).sum()), verdict)
 
 
-def judge(claim: Claim, data: Data, seeds: list[str]) -> Verdict:
+def judge(reading: Reading, data: Data, seeds: list[str]) -> Verdict:
     """The verdict of the seeds that have both runs."""
-    return _over_seeds(claim.better, claim.worse, data, seeds, claim.higher)
-
-
-def judge_second(claim: Claim, data: Data, seeds: list[str]) -> Verdict | None:
-    """The same by the second reading, for the evidence."""
-    return None if claim.second is None else _over_seeds(*claim.second[1:], data, seeds, claim.higher)
-
-
-def _over_seeds(better: Measure, worse: Measure, data: Data, seeds: list[str], higher: bool) -> Verdict:
     pairs = []
     for seed in seeds:
         try:
-            pairs.append((better(data, seed), worse(data, seed)))
+            pairs.append((reading.better(data, seed), reading.worse(data, seed)))
         except KeyError:
             continue
-    return paired([a for a, _ in pairs], [b for _, b in pairs], higher)
+    return paired([a for a, _ in pairs], [b for _, b in pairs], reading.higher)
 
 
 def scored(row: str, key: str) -> Measure:
@@ -128,16 +131,26 @@ def known(base: str, what: str, block: int | None = None) -> Measure:
     return measure
 
 
-def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str], key: str = "abs_rel") -> Claim:
-    """A claim on AbsRel of two rows with the same labels: also told in latents."""
-    second = ("latent error", latent(better), latent(worse))
-    return Claim(text, where, "AbsRel", scored(better, key), scored(worse, key), names, second=second)
+def _scores(key: str, better: str, worse: str, name: str, higher: bool = False) -> Reading:
+    return Reading(name, scored(better, key), scored(worse, key), higher)
+
+
+def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str]) -> Claim:
+    """A claim on the depth of two rows with the same labels: also told in latents."""
+    others = (
+        _scores("delta1", better, worse, "δ1", higher=True),
+        Reading("latent error", latent(better), latent(worse)),
+    )
+    return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)
 
 
 def _labels(text: str, better: str, worse: str, names: tuple[str, str], where: str = "3.4, Table 4") -> Claim:
-    """A claim on AbsRel of two kinds of labels: also told without the fit."""
-    second = ("AbsRel by the true percentiles", scored(better, "range_abs_rel"), scored(worse, "range_abs_rel"))
-    return Claim(text, where, "AbsRel", scored(better, "abs_rel"), scored(worse, "abs_rel"), names, second=second)
+    """A claim on two kinds of labels: also told without the fit."""
+    others = (
+        _scores("delta1", better, worse, "δ1", higher=True),
+        _scores("range_abs_rel", better, worse, "AbsRel by the true percentiles"),
+    )
+    return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)
 
 
 _BASES = ("editor", "generator")
@@ -145,19 +158,20 @@ _BASES = ("editor", "generator")
 CLAIMS = (
     _rows("An editor makes a better estimator than a generator, improved", "Table 4, 6 and 7", "id6", "id7", _BASES),
     _rows("An editor makes a better estimator than a generator, adapted directly", "Table 4, 2 and 1", "id2", "id1", _BASES),
-    Claim("Fine-tuning an editor starts from a lower loss", "3.1, Fig. 4", "mean loss of the first tenth",
-          loss_between("id6", 0, 0.1), loss_between("id7", 0, 0.1), _BASES),
-    Claim("A generator's loss stays above an editor's to the end", "3.1, Fig. 4", "mean loss of the last tenth",
-          loss_between("id6", 0.9, 1), loss_between("id7", 0.9, 1), _BASES),
-    Claim("An editor's loss swings less", "3.1, Fig. 4", "swing about the moving average, second half",
-          roughness("id6"), roughness("id7"), _BASES),
-    Claim("An editor's features follow the scene's geometry before any fine-tuning, at the input end", "3.1, Fig. 3",
-          "depth read linearly from the answer's half (R2)", known("editor", "probe_before", 0),
-          known("generator", "probe_before", 0), _BASES, higher=True,
-          second=("from the picture's half", known("editor", "picture_before", 0), known("generator", "picture_before", 0))),
-    Claim("Fine-tuning refines an editor's features and reshapes a generator's", "3.1, Fig. 3",
-          "similarity of features before and after (CKA), mean of three blocks", known("editor", "kept"),
-          known("generator", "kept"), _BASES, higher=True),
+    Claim("Fine-tuning an editor starts from a lower loss", "3.1, Fig. 4", _BASES,
+          Reading("mean loss of the first tenth", loss_between("id6", 0, 0.1), loss_between("id7", 0, 0.1))),
+    Claim("A generator's loss stays above an editor's to the end", "3.1, Fig. 4", _BASES,
+          Reading("mean loss of the last tenth", loss_between("id6", 0.9, 1), loss_between("id7", 0.9, 1))),
+    Claim("An editor's loss swings less", "3.1, Fig. 4", _BASES,
+          Reading("swing about the moving average, second half", roughness("id6"), roughness("id7"))),
+    Claim("An editor's features follow the scene's geometry before any fine-tuning, at the input end", "3.1, Fig. 3", _BASES,
+          Reading("depth read linearly from the answer's half (R2)", known("editor", "probe_before", 0),
+                  known("generator", "probe_before", 0), higher=True),
+          (Reading("from the picture's half", known("editor", "picture_before", 0), known("generator", "picture_before", 0),
+                   higher=True),)),
+    Claim("Fine-tuning refines an editor's features and reshapes a generator's", "3.1, Fig. 3", _BASES,
+          Reading("similarity of features before and after (CKA), mean of three blocks", known("editor", "kept"),
+                  known("generator", "kept"), higher=True)),
     _rows("Consistent velocity is better than the instantaneous one", "3.3, Table 4, 3 and 2", "id3", "id2",
           ("consistent", "instantaneous")),
     _rows("A fixed start is better than a random one", "3.3, Table 4, 4 and 3", "id4", "id3", ("zero", "noise")),
@@ -166,9 +180,9 @@ CLAIMS = (
     _labels("Logarithmic labels are better than inverse ones", "id6", "id5", ("log", "inverse")),
     _labels("Rounding to BF16 is what makes uniform labels bad", "exact", "id4", ("not rounded", "rounded"), "3.4, Table 1"),
     _rows("Joint estimation improves depth", "3.5, Table 4, 8 and 6", "id8", "id6", ("joint", "depth alone")),
-    Claim("Joint estimation improves normals", "3.5, Fig. 8", "mean angle in degrees", scored("id8", "angle"),
-          scored("normals", "angle"), ("joint", "normals alone"),
-          second=("latent error", latent("id8", "normal"), latent("normals", "normal"))),
+    Claim("Joint estimation improves normals", "3.5, Fig. 8", ("joint", "normals alone"),
+          _scores("angle", "id8", "normals", "mean angle in degrees"),
+          (Reading("latent error", latent("id8", "normal"), latent("normals", "normal")),)),
     _rows("The dispersive loss improves depth", "A.1, Table 5", "dispersive", "id4", ("with", "without")),
     _rows("Assumed throughout: a pretrained base is better than none", "1", "id6", "scratch", ("editor", "no base")),
 )  # fmt: skip

@@ -65,7 +65,7 @@ def _truth(config: ThesisConfig) -> list[tuple[Any, Any, Any, Any]]:
 
 def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
     seeds = [str(seed) for seed in config.seeds]
-    found = [judge(claim, data, seeds).verdict for claim in CLAIMS]
+    found = [judge(claim.reading, data, seeds).verdict for claim in CLAIMS]
     counts = [f"{found.count(v)} {v}" for v in ("reproduced", "not reproduced", "undecided")]
     return f"Of {len(found)} claims: " + ", ".join(counts) + "."
 
@@ -101,9 +101,9 @@ be known: two tiny transformers of FLUX's form, alike in every respect but one, 
     python -m train thesis
 
 It renders, trains, scores, and writes this page, its figures and [thesis/results.json](thesis/results.json); killed at any time,
-it goes on where it was. Processor time so far: {data["seconds"] / 60:.0f} minutes of one core. {_state(config, data)}
+it goes on where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one core. {_state(config, data)}
 
-{_tally(config, data)} What cannot be decided with this few seeds is called undecided, not confirmed.
+{_tally(config, data)} What this few seeds cannot decide is called undecided.
 
 ## What is compared
 
@@ -117,7 +117,7 @@ it goes on where it was. Processor time so far: {data["seconds"] / 60:.0f} minut
   first weights, for the same {first.steps} steps of {first.batch}, and a caption in numbers, but no source. {shape}
 - **Fine-tuning** is the same for all rows: {second.steps} steps of {second.batch}, the same scenes in the same order, the prompt left blank, every
   weight trained (the paper trains LoRAs, which at this size would be nearly all weights). Each base has the learning rate
-  of the same three that was best for it on a seed of its own; rows of one base share it. DirectAdapt takes {second.euler} Euler steps.
+  that was best for it, of the same few tried for all on a seed of their own; rows of one base share it. DirectAdapt takes {second.euler} Euler steps.
 - **Scores** are means over pictures, then over seeds (± is the standard deviation between seeds; each seed has other first
   weights, other noise and another order). Depth is fitted to the truth by two numbers in each label's own quantity, as
   the paper's protocol does; "true percentiles" reads the label with the scene's own range instead, without any fit. The
@@ -126,7 +126,8 @@ it goes on where it was. Processor time so far: {data["seconds"] / 60:.0f} minut
 ## The claims
 
 "Reproduced" and "not reproduced": the 95 % interval (Student's t) of the difference between runs paired by seed leaves out 0,
-with at least three seeds. The intervals are not corrected for the number of claims.
+with at least three seeds, and the difference is at least 1 % of the larger value. The first quantity decides, the others stand
+beside it. The intervals are not corrected for the number of claims.
 
 {tables.claim_table(data, seeds)}
 
@@ -187,7 +188,7 @@ Latent error on the validation scenes, row 6, seed {config.sweep_seed}:
 
 ## What this cannot say
 
-The bases have seen two thousand procedural pictures, not a billion photographs: what a generator knows of the world from
+The bases have seen a thousand pairs of procedural pictures, not a billion photographs: what a generator knows of the world from
 words, and an editor from real edits, is not here. Step1X-Edit was itself made out of FLUX; the twins here begin alike and
 part. All scenes come from one ray-caster, so nothing is zero-shot. A difference that is undecided here may well be real.
 

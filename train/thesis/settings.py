@@ -18,8 +18,8 @@ class Pictures:
 
     height: int = 48
     width: int = 64
-    pairs: int = 2048
-    scenes: int = 512
+    pairs: int = 1024
+    scenes: int = 384
     validation: int = 32
     held_out: int = 64
     edits: int = 40
@@ -38,8 +38,8 @@ class Pictures:
 class Pretraining:
     """Both bases: AdamW, linear warm-up, then a cosine. blank: share of pictures whose instruction is left out."""
 
-    steps: int = 1200
-    batch: int = 16
+    steps: int = 1500
+    batch: int = 8
     learning_rate: float = 1e-3
     warmup: int = 50
     blank: float = 0.1
@@ -52,7 +52,7 @@ class Finetuning:
     `sweep_seed`, the best one on the validation scenes is taken. euler: steps where one step does not do."""
 
     steps: int = 240
-    batch: int = 16
+    batch: int = 8
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     warmup: int = 20
     weight_decay: float = 0.01

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from train.thesis.claims import CLAIMS, Verdict, judge, judge_second
+from train.thesis.claims import CLAIMS, Verdict, judge
 from train.thesis.edits import EDITS
 from train.thesis.features import BLOCKS
 from train.thesis.network import EDITOR, GENERATOR
@@ -149,10 +149,10 @@ def claim_table(data: Data, seeds: list[str]) -> str:
     """One line a claim: what the paper says, the verdict, and why."""
     lines = ["| claim of the paper | where | here | evidence |", "| --- | --- | --- | --- |"]
     for claim in CLAIMS:
-        verdict, second = judge(claim, data, seeds), judge_second(claim, data, seeds)
-        evidence = f"{claim.quantity}: {_told(verdict, claim.names)}"
-        if second is not None and second.better and claim.second is not None:
-            evidence += f". {claim.second[0][:1].upper()}{claim.second[0][1:]}: {_told(second, claim.names)}"
-            evidence += f" ({second.verdict})"
-        lines.append(f"| {claim.text} | {claim.where} | **{verdict.verdict}** | {evidence} |")
+        verdict = judge(claim.reading, data, seeds)
+        evidence = [f"{claim.reading.quantity}: {_told(verdict, claim.names)}"]
+        for reading in claim.others if verdict.better else ():
+            other = judge(reading, data, seeds)
+            evidence.append(f"{reading.quantity}: {_told(other, claim.names)} ({other.verdict})")
+        lines.append(f"| {claim.text} | {claim.where} | **{verdict.verdict}** | {'. '.join(evidence)} |")
     return "\n".join(lines)
