@@ -104,3 +104,10 @@ def test_every_output_has_a_tooltip(definitions: dict[str, dict]) -> None:
         tooltips = definition.get("output_tooltips") or []
         assert len(tooltips) == len(definition["output"]), node
         assert all(tooltips), node
+
+
+def test_the_readme_lists_every_node(definitions: dict[str, dict]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [table] = re.findall(r"^## Nodes\n(.*?)^## ", readme, re.M | re.S)
+    listed = [name.strip() for row in re.findall(r"^\| ([^|]+) \|", table, re.M) for name in row.split(", ")]
+    assert sorted(listed[1:]) == sorted(definition["display_name"] for definition in definitions.values())

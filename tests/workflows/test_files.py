@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.harness import workflows
+from tools.comfyui import ROOT
 
 
 def test_there_are_the_three_promised_workflows() -> None:
@@ -15,6 +16,17 @@ def test_there_are_the_three_promised_workflows() -> None:
 def test_each_has_a_kept_api_format_and_no_other_is_kept() -> None:
     kept = {path.stem for path in workflows.API_WORKFLOWS.glob("*.json")}
     assert kept == set(workflows.names())
+
+
+@pytest.mark.parametrize("name", workflows.names())
+def test_it_is_listed_and_shown(name: str) -> None:
+    """In the README, and on the page of screenshots as it was opened and run."""
+    assert f"| `{name}` |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "screenshots.md").read_text(encoding="utf-8")
+    for kind in ("", "_run"):
+        assert f"](screenshots/{name}{kind}.jpg)" in page
+        with Image.open(ROOT / "docs" / "screenshots" / f"{name}{kind}.jpg") as picture:
+            assert picture.size == (1600, 900)
 
 
 @pytest.mark.parametrize("name", workflows.names())
