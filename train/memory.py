@@ -7,6 +7,8 @@ same amount with each block, so the true depth follows from these three.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,8 @@ from train.recipe import LoraShape, Objective
 
 #: Bytes of optimizer state for each trained number.
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
+#: Bytes of a number of the base's blocks; fp8 and nf4 have scales besides.
+BYTES = {"fp32": 4, "bf16": 2, "fp8": 1, "nf4": 0.5}
 #: Assumed, not measured: CUDA's context with the libraries' workspaces, and the share of what comes and goes that the
 #: allocator holds without need.
 CONTEXT_BYTES, SPARE = 2**30, 0.05
@@ -49,6 +53,7 @@ class StepPlan:
 
     dtype, fold: of the base, as in `recipe.BaseFiles`. guidance: the base has an input for it. optimizer: one of
     STATE_BYTES. averaged: an average of the trained tensors is kept. validation: pictures are decoded between steps.
+    shards: processes that divide the base among them.
     """
 
     height: int
@@ -67,6 +72,7 @@ class StepPlan:
     optimizer: str = "adamw"
     averaged: bool = False
     validation: bool = False
+    shards: int = 1
 
     @property
     def tokens(self) -> int:
@@ -118,6 +124,9 @@ def estimate(plan: StepPlan) -> Estimate:
     autoencoder, encoding, decoding = _count_autoencoder(plan.autoencoder, plan.height, plan.width)
     states = round(counted.trained / 4 * STATE_BYTES[plan.optimizer])
     stays = {"base": counted.base, "LoRA": counted.trained, "optimizer states": states, "autoencoder": autoencoder}
+    if plan.shards > 1:
+        # a block is gathered while another one runs
+        stays |= {"base": counted.base // plan.shards, "gathered blocks": 2 * _largest_block(plan)}
     if plan.averaged:
         stays["averaged weights"] = counted.trained
     if plan.dispersive.weight and plan.dispersive.source == "queue":
@@ -139,7 +148,7 @@ def _at_depth(plan: StepPlan) -> _Counted:
 
     def count(d: int, s: int) -> _Counted:
         size = replace(plan.size, double_blocks=d, single_blocks=s)
-        return _count_step(replace(plan, size=size, optimizer="adamw", averaged=False, validation=False))
+        return _count_step(replace(plan, size=size, optimizer="adamw", averaged=False, validation=False, shards=1))
 
     if double <= _FEW or single <= _FEW or double + single <= 3 * _FEW + 1:
         return count(double, single)
@@ -148,6 +157,15 @@ def _at_depth(plan: StepPlan) -> _Counted:
     wider = few.extrapolated(one_single, single - _FEW)
     stages = {key: deeper.stages[key] + wider.stages[key] - few.stages[key] for key in deeper.stages if key in wider.stages}
     return _Counted(deeper.base + wider.base - few.base, deeper.trained + wider.trained - few.trained, stages)
+
+
+def _largest_block(plan: StepPlan) -> int:
+    """Bytes of the largest block of the base."""
+    sizes: Counter[str] = Counter()
+    for name, shape in transformer_shapes(plan.size, plan.fold, False).items():
+        if name.startswith(("double_blocks.", "single_blocks.")):
+            sizes[".".join(name.split(".")[:2])] += math.prod(shape)
+    return round(max(sizes.values()) * BYTES[plan.dtype])
 
 
 @cache

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 #: Sizes (height, width) and precisions of the table.
 SIZES = ((384, 512), (576, 768), (768, 1024))
 PRECISIONS = ("fp32", "bf16", "fp8", "nf4")
+#: Ways to store the base, the most exact first; a folded one computes the same.
+BEST_FIRST = (("bf16", False), ("bf16", True), ("fp8", True), ("nf4", True))
+#: The share of a card's memory that a run may be estimated to need.
+USABLE = 0.95
 GIB = 2**30
 #: Tokens of the text where there is no file to count them in: of Step1X-Edit's prompt cache, of a FLUX.1 text encoder.
 _CACHE_TOKENS, _ENCODER_TOKENS = 640, 512
@@ -119,7 +123,7 @@ def plan_of(config: FinetuneConfig, processes: int = 1) -> StepPlan:
         dtype=files.dtype, fold=files.fold,
         gradient_checkpointing=config.training.gradient_checkpointing, objective=config.objective, lora=config.lora,
         dispersive=config.dispersive, optimizer=config.training.optimizer, averaged=config.training.ema > 0,
-        validation=config.validation.every > 0,
+        validation=config.validation.every > 0, shards=processes if files.shard else 1,
     )  # fmt: skip
     return _with_files(plan, files)
 
@@ -152,39 +156,52 @@ def _with_files(plan: StepPlan, files: BaseFiles) -> StepPlan:
     return plan
 
 
+def _plan(dtype: str, fold: bool, size: tuple[int, int]) -> StepPlan:
+    """One picture of a size at a time, as fe2e_24gb.toml trains it, on the released base stored in this way."""
+    from train.memory import StepPlan
+
+    return StepPlan(*size, dtype=dtype, fold=fold, lora=LoraShape(constants=fold),
+                    dispersive=DispersiveConfig(source="queue", queue=4))  # fmt: skip
+
+
 def memory_table() -> str:
     """Markdown: peak in GiB of one picture's step by size, precision and folding."""
-    from train.memory import StepPlan, estimate
+    from train.memory import estimate
 
-    head = [f"{width}x{height}" for height, width in SIZES]
     rows = []
     for dtype in PRECISIONS:
         for fold in (False, True):
-            plans = [
-                StepPlan(height, width, dtype=dtype, fold=fold, lora=LoraShape(constants=fold),
-                         dispersive=DispersiveConfig(source="queue", queue=4))  # fmt: skip
-                for height, width in SIZES
-            ]
-            found = [estimate(plan) for plan in plans]
+            found = [estimate(_plan(dtype, fold, size)) for size in SIZES]
             peaks = " | ".join(f"{one.total / GIB:.1f}" for one in found)
-            rows.append(f"| {dtype} | {'folded' if fold else 'whole'} | {found[0].stays['base'] / GIB:.1f} | {peaks} |")
-    return "\n".join([f"| base | | its weights | {' | '.join(head)} |", "|---|---|---|" + "---|" * len(SIZES), *rows])
+            rows.append(f"| {_stored(dtype, fold)} | {found[0].stays['base'] / GIB:.1f} | {peaks} |")
+    head = " | ".join(f"{width}x{height}" for height, width in SIZES)
+    return "\n".join([f"| base | its weights | {head} |", "|---|---|" + "---|" * len(SIZES), *rows])
 
 
 def cost_table() -> str:
-    """Markdown: estimated time of the paper's training by card."""
+    """Markdown: by card, the best base that it has room for, and estimated times."""
     from train.cost import ASSUMED_SHARE, CARDS, PAPER_EPOCHS, PAPER_PICTURES, seconds_a_picture
-    from train.memory import StepPlan
+    from train.memory import estimate
 
     rows = []
     for card in CARDS:
-        seconds = [seconds_a_picture(StepPlan(height, width), card) for height, width in SIZES]
-        days = seconds[-1] * PAPER_PICTURES * PAPER_EPOCHS / 86400
-        rows.append(f"| {card.name} | {card.gib} | {card.tflops:g} | {' | '.join(f'{s:.1f}' for s in seconds)} | {days:.0f} |")
+        room = (way for way in BEST_FIRST if estimate(_plan(*way, SIZES[-1])).total < USABLE * card.gib * GIB)
+        way = next(room, None)
+        seconds = [seconds_a_picture(_plan("bf16", False, size), card) for size in SIZES]
+        days = seconds[-1] * PAPER_PICTURES / 86400
+        rows.append(f"| {card.name} | {card.gib} | {_stored(*way) if way else 'none'} | "
+                    f"{' | '.join(f'{s:.1f}' for s in seconds)} | {days:.1f} | {days * PAPER_EPOCHS:.0f} |")  # fmt: skip
+    width, height = SIZES[-1][1], SIZES[-1][0]
     sizes = " | ".join(f"s a picture, {width}x{height}" for height, width in SIZES)
-    head = f"| card | GiB | TFLOPS | {sizes} | days for {PAPER_PICTURES * PAPER_EPOCHS / 1e6:.1f} M pictures |"
-    note = f"Estimated at {ASSUMED_SHARE:.0%} of the card's dense BF16 peak, which no run has confirmed."
-    return "\n".join([head, "|---|---|---|" + "---|" * (len(SIZES) + 1), *rows, "", note])
+    head = (f"| card | GiB | base that fits at {width}x{height} | {sizes} | days for {PAPER_PICTURES:,} pictures | "
+            f"for {PAPER_EPOCHS} times as many |")  # fmt: skip
+    note = (f"Seconds are operations at {ASSUMED_SHARE:.0%} of the card's BF16 peak by its maker's data sheet, which no run has "
+            f"confirmed. A base fits when its estimate is below {USABLE:.0%} of the card's memory.")  # fmt: skip
+    return "\n".join([head, "|---|---|---|" + "---|" * (len(SIZES) + 2), *rows, "", note])
+
+
+def _stored(dtype: str, fold: bool) -> str:
+    return f"{dtype}, {'folded' if fold else 'whole'}"
 
 
 def write_between(path: Path, name: str, text: str) -> None:

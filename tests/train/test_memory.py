@@ -68,10 +68,15 @@ def test_the_24_gb_configuration_fits():
     assert (plan.width, plan.height, plan.tokens) == (1024, 768, 6784)
     found = estimate(plan)
     assert 12e9 < found.total < 22e9
+    guide = (CONFIGS.parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (row,) = (line for line in guide.splitlines() if line.startswith("| fp8, folded |"))
+    assert row.endswith(f" {found.total / GIB:.1f} |"), "python -m train memory --table --write docs/training.md"
     assert max(found.stages, key=lambda stage: found.stages[stage]) == "backward"
     assert found.stays["base"] / GIB == pytest.approx(8.1, abs=0.1)
     whole = dataclasses.replace(plan, dtype="bf16", fold=False, lora=LoraShape())
     # the parameters of tests/data/step1x_keys.json without the connector's, two bytes each
+    # its base does not depend on the size of the pictures
+    whole = dataclasses.replace(whole, height=64, width=64, gradient_checkpointing=False)
     assert estimate(whole).stays["base"] == pytest.approx(2 * 11_889_000_000, rel=2e-3)
 
 
@@ -81,6 +86,11 @@ def test_less_is_needed_with_fewer_bits_and_tokens():
 
     assert total(dtype="fp32") > total(dtype="bf16") > total(dtype="fp8") > total(dtype="nf4")
     assert total(fold=True) < total()
+    whole, parted = (estimate(dataclasses.replace(SMALL, size=TransformerSize(256, 64, 768, 1, 1), shards=n)).stays for n in (1, 4))
+    assert parted["base"] == whole["base"] // 4
+    # q, k, v, projection and the MLP of two streams, with the modulation's six vectors; in float32
+    block = 2 * 256 * (4 * 256 + 8 * 256 + 6 * 256)
+    assert parted["gathered blocks"] / 4 == pytest.approx(2 * block, rel=0.01)
     assert total(optimizer="adamw8bit") < total() < total(averaged=True)
     assert total(validation=True) >= total()
     with pytest.raises(ValueError, match="64x100"):
