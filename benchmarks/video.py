@@ -1,4 +1,4 @@
-"""Stabilised video on ray-cast clips: python -m benchmarks.video [--clips 8] [--frames 60] [--write]
+"""Stabilised video on ray-cast clips: python -m benchmarks.video [--scenes 8] [--write]
 
 How much the depth of fixed points of a scene varies over time (standard deviation of ln depth, median over
 points): with the first frame's scale for all, with the scales that were solved, and with the scales fitted to
@@ -9,91 +9,88 @@ noise, and once as the embedded model predicts it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 
 import torch
 
-from benchmarks.report import ROOT, Table, machine, section, versions
-from benchmarks.scenes import quantiles
+from benchmarks.report import GEOMETRY, ROOT, Table, machine, section, versions
+from benchmarks.scenes import add_scene_arguments, over_scenes, quantiles, sizes
 from fe2e_core.geometry import fov_from_focal
 from fe2e_core.temporal import DepthStabilizer, stabilize_clip
 from tests.core.clips import Clip, alone, spread_of_fixed_points, true_scale, true_scales, walk
 from train.evaluation import CheckpointPredictor
 from train.scenes import HELD_OUT
 
-HEIGHT, WIDTH = 96, 128
-Labels = Callable[[Clip], torch.Tensor]
+KINDS = {
+    "exact, streaming, depth alone": (False, False, False),
+    "exact, streaming": (False, True, False),
+    "exact, two passes": (False, True, True),
+    "embedded model, streaming": (True, True, False),
+    "embedded model, two passes": (True, True, True),
+}
+"""Name: labels of the embedded model, pictures used, two passes."""
 
 
-def measure(clip: Clip, labels: torch.Tensor, pictures: bool, two_pass: bool) -> dict[str, float]:
+def measure(number: int, height: int, width: int, frames: int = 60, noise: float = 0.01) -> dict[str, float]:
     """Spreads of one clip, and how many cuts were seen where there is none."""
+    clip = walk(HELD_OUT + number, frames, height, width)
+    predictor = CheckpointPredictor(ROOT / "models" / "fe2e-nano.safetensors")
+    model = torch.stack([predictor(image)[0] for image in clip.image])
+    exact = clip.labels(noise, number)
+    out: dict[str, float] = {}
+    for name, (predicted, pictures, two_pass) in KINDS.items():
+        labels = model if predicted else exact
+        out |= {f"{name}/{key}": v for key, v in _spreads(clip, labels, pictures, two_pass).items()}
+    return out
+
+
+def _spreads(clip: Clip, labels: torch.Tensor, pictures: bool, two_pass: bool) -> dict[str, float]:
     gain, _ = true_scale(labels[0], clip.depth[0], clip.mask[0])
     state = DepthStabilizer(fov_x_degrees=fov_from_focal(float(clip.intrinsics[0, 0])))
-    scales = stabilize_clip(
-        labels,
-        clip.mask,
-        clip.image if pictures else None,
-        state,
-        [2 * gain] * len(labels),
-        two_pass,
-    )
+    images = clip.image if pictures else None
+    scales = stabilize_clip(labels, clip.mask, images, state, [2 * gain] * len(labels), two_pass)
     solved = torch.stack(
         [s.log_range * (x + 1) / 2 + s.log_near for s, x in zip(scales, labels, strict=True)]
     )
-    spread = {
-        "without": spread_of_fixed_points(clip, alone(labels, clip)),
-        "solved": spread_of_fixed_points(clip, solved),
-        "best": spread_of_fixed_points(clip, true_scales(labels, clip)),
-    }
+    without = spread_of_fixed_points(clip, alone(labels, clip))
+    found = spread_of_fixed_points(clip, solved)
     return {
-        **spread,
-        "ratio": spread["solved"] / spread["without"],
+        "without": without,
+        "solved": found,
+        "best": spread_of_fixed_points(clip, true_scales(labels, clip)),
+        "ratio": found / without,
         "cuts": float(sum(s.cut for s in scales)),
     }
 
 
-def predicted(clip: Clip, predictor: CheckpointPredictor) -> torch.Tensor:
-    return torch.stack([predictor(image)[0] for image in clip.image])
+def table(found: dict[str, list[float]]) -> Table:
+    """One row for each kind of labels."""
+    rows = []
+    for name in KINDS:
+        cells = []
+        for key in ("without", "solved", "best", "ratio"):
+            middle, high = quantiles(found[f"{name}/{key}"], 0.5, 0.9)
+            cells.append(f"{middle:.4f} / {high:.4f}")
+        rows.append([name, *cells, f"{sum(found[f'{name}/cuts']):.0f}"])
+    header = ("labels", "without", "solved", "best", "solved / without", "cuts that are none")
+    return Table(header, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Flicker of depth on ray-cast clips.")
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--noise", type=float, default=0.01, help="of the label, standard deviation")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    add_scene_arguments(parser, 8, "128x96")
     arguments = parser.parse_args()
-    predictor = CheckpointPredictor(ROOT / "models" / "fe2e-nano.safetensors")
-    found: dict[str, list[dict[str, float]]] = {}
-    for number in range(arguments.clips):
-        clip = walk(HELD_OUT + number, arguments.frames, HEIGHT, WIDTH)
-        exact, model = clip.labels(arguments.noise, number), predicted(clip, predictor)
-        for name, labels, pictures, two_pass in (
-            ("exact, streaming, depth alone", exact, False, False),
-            ("exact, streaming", exact, True, False),
-            ("exact, two passes", exact, True, True),
-            ("embedded model, streaming", model, True, False),
-            ("embedded model, two passes", model, True, True),
-        ):
-            found.setdefault(name, []).append(measure(clip, labels, pictures, two_pass))
-    rows = []
-    for name, measured in found.items():
-        cells = []
-        for key in ("without", "solved", "best", "ratio"):
-            middle, high = quantiles([m[key] for m in measured], 0.5, 0.9)
-            cells.append(f"{middle:.4f} / {high:.4f}" if key != "ratio" else f"{middle:.3f} / {high:.3f}")
-        rows.append([name, *cells, f"{sum(m['cuts'] for m in measured):.0f}"])
-    header = ("labels", "without", "solved", "best", "solved / without", "cuts that are none")
-    section(
-        "video",
-        "Video: depth of fixed points over time",
-        f"{arguments.clips} clips of {arguments.frames} frames at {WIDTH}x{HEIGHT}, noise {arguments.noise:g}; "
-        "standard deviation of ln depth, median / 90th percentile over clips.\n\n"
-        + Table(header, rows).markdown(),
-        f"python -m benchmarks.video --clips {arguments.clips} --frames {arguments.frames} --write",
-        arguments.write,
-        f"{machine()}, {versions('torch')}",
-    )
+    for height, width in sizes(arguments.sizes):
+        found = over_scenes(measure, arguments.scenes, height, width, arguments.workers, arguments.keep)
+        section(
+            f"video_{width}",
+            "Video: depth of fixed points over time",
+            f"{arguments.scenes} clips of 60 frames at {width}x{height}, noise 0.01 of the label; standard deviation "
+            "of ln depth, median / 90th percentile over clips.\n\n" + table(found).markdown(),
+            f"python -m benchmarks.video --scenes {arguments.scenes} --sizes {width}x{height} --write",
+            arguments.write,
+            f"{machine()}, {versions('torch')}",
+            GEOMETRY,
+        )
 
 
 if __name__ == "__main__":

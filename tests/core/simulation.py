@@ -84,6 +84,20 @@ def gaussian_blur(picture, sigma):
     return F.conv2d(F.conv2d(x, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))[0, 0]
 
 
+def bilateral(log_depth, mask, space, tone):
+    """Depth (H, W) after a plain bilateral filter of ln depth (H, W): space in pixels, tone in units of ln depth."""
+    total, weight = torch.zeros_like(log_depth), torch.zeros_like(log_depth)
+    reach = int(2 * space)
+    for down in range(-reach, reach + 1):
+        for across in range(-reach, reach + 1):
+            other = torch.roll(log_depth, (down, across), (0, 1))
+            near = math.exp(-(down * down + across * across) / (2 * space * space))
+            w = near * torch.exp(-((other - log_depth) ** 2) / (2 * tone * tone))
+            w = w * torch.roll(mask, (down, across), (0, 1))
+            total, weight = total + w * other, weight + w
+    return torch.exp(total / weight.clamp_min(1e-9))
+
+
 def damage(kind, log_depth, mask, log_range, seed):
     """Log depth (H, W) with one kind of damage, and where it is (H, W) bool.
 

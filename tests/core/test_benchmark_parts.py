@@ -70,6 +70,32 @@ def test_a_section_replaces_itself_and_leaves_the_others(tmp_path, monkeypatch, 
     assert [path.name for path in report.DOCUMENT.parent.iterdir()] == ["benchmarks.md"]
 
 
+def test_another_document_keeps_its_introduction_and_its_order(tmp_path) -> None:
+    path = tmp_path / "geometry.md"
+    path.write_text("# Geometry\n\nBy hand.\n")
+    for key, text in (("walls", "old"), ("angles", "figures"), ("walls", "new")):
+        report.section(key, key.title(), text, "command", write=True, document=path)
+    text = path.read_text()
+    assert text.startswith("# Geometry\n\nBy hand.\n\n<!-- begin walls -->")
+    assert "old" not in text
+    assert text.index("## Walls") < text.index("## Angles")
+
+
+def test_scenes_that_are_measured_already_are_not_measured_again(tmp_path) -> None:
+    seen: list[int] = []
+
+    def measure(number: int, height: int, width: int) -> dict[str, float]:
+        seen.append(number)
+        return {"number": float(number)} if number != 1 else {}
+
+    first = over_scenes(measure, 2, 48, 64, 1, tmp_path / "kept")
+    assert first == {"number": [0.0]}
+    assert over_scenes(measure, 4, 48, 64, 1, tmp_path / "kept") == {"number": [0.0, 2.0, 3.0]}
+    assert seen == [0, 1, 2, 3]
+    over_scenes(measure, 1, 48, 128, 1, tmp_path / "kept")
+    assert seen[-1] == 0, "another size is another measurement"
+
+
 def test_weights_are_a_function_of_their_name() -> None:
     first, second = models.transformer(TINY), models.transformer(TINY)
     name = "double_blocks.0.img_attn.qkv.weight"

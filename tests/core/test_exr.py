@@ -102,6 +102,54 @@ def test_normal_axes_and_units(geometry, tmp_path, preset):
     assert np.allclose(depth, geometry["depth"][0].numpy() * per_metre, rtol=1e-6)
 
 
+# Unit vectors along a program's axes, and its units per metre. Again from the manuals.
+FRAMES = {
+    "FE2E (OpenCV axes, metres)": {"right": (1, 0, 0), "up": (0, -1, 0), "ahead": (0, 0, 1), "metre": 1},
+    "Blender": {"right": (1, 0, 0), "up": (0, 1, 0), "ahead": (0, 0, -1), "metre": 1},
+    "Nuke": {"right": (1, 0, 0), "up": (0, 1, 0), "ahead": (0, 0, -1), "metre": 1},
+    "Unreal": {"right": (0, 1, 0), "up": (0, 0, 1), "ahead": (1, 0, 0), "metre": 100},
+}
+
+
+def ball_before_a_wall(right, up, ahead, metre):
+    """Depth (H, W) and normals (H, W, 3) in a program's own axes and units: a ball of 1 m, 0.4 m to the right and
+    0.3 m above the axis, 4 m ahead, before a wall 9 m away; every ray is cast in those axes. Focal length 0.8
+    widths.
+    """
+    right, up, ahead = (np.array(v, np.float64) for v in (right, up, ahead))
+    across = ((np.arange(W) + 0.5) / W - 0.5) / 0.8
+    rise = -((np.arange(H) + 0.5) - H / 2) / (0.8 * W)
+    rays = ahead + across[None, :, None] * right + rise[:, None, None] * up
+    centre, radius = metre * (0.4 * right + 0.3 * up + 4.0 * ahead), 1.0 * metre
+    a, b, c = (rays * rays).sum(-1), rays @ centre, centre @ centre - radius**2
+    hit = b * b > a * c
+    distance = np.where(hit, (b - np.sqrt(np.maximum(b * b - a * c, 0))) / a, 9.0 * metre)  # rays are one unit ahead
+    ball = (distance[..., None] * rays - centre) / radius
+    return distance, np.where(hit[..., None], ball, -ahead), hit
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_ball_is_as_if_rendered_in_the_programs_own_axes(geometry, tmp_path, preset):
+    depth, normal, hit = ball_before_a_wall(**FRAMES["FE2E (OpenCV axes, metres)"])
+    given = {**geometry, "depth": torch.from_numpy(depth).float().expand(2, H, W)}
+    given["normal"] = torch.from_numpy(normal).float().expand(2, H, W, 3)
+    path = tmp_path / "ball.exr"
+    write_exr(path, given, 0, preset)
+    _, planes = exr_file.read_exr(path.read_bytes())
+    names = EXR_PRESETS[preset].channels
+    rendered_depth, rendered_normal, rendered_hit = ball_before_a_wall(**FRAMES[preset])
+    assert np.array_equal(hit, rendered_hit)
+    assert 100 < hit.sum() < hit.size / 2
+    assert np.allclose(planes[names["depth"][0]], rendered_depth, rtol=1e-5)
+    seen = np.stack([planes[name] for name in names["normal"]], axis=-1)
+    assert np.allclose(seen, rendered_normal, atol=1e-6)
+    # which way the ball bulges, so that no two mistakes cancel
+    rows, columns = np.nonzero(hit)
+    rightmost, topmost = columns.argmax(), rows.argmin()
+    assert seen[rows[rightmost], columns[rightmost]] @ FRAMES[preset]["right"] > 0.5
+    assert seen[rows[topmost], columns[topmost]] @ FRAMES[preset]["up"] > 0.5
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_round_trip(geometry, tmp_path, preset):
     path = tmp_path / "a.exr"
@@ -173,3 +221,15 @@ def test_refused(geometry, tmp_path):
     OpenEXR.File({}, {"Q": np.zeros((4, 4), np.float32)}).write(str(foreign))
     with pytest.raises(ValueError, match="Q"):
         read_exr(foreign)
+
+
+def test_an_attribute_whose_type_is_no_text_is_refused(geometry, tmp_path):
+    """The binding cannot even show it; found by tools.fuzz."""
+    path = tmp_path / "damaged.exr"
+    write_exr(path, geometry, 0, PRESETS[0])
+    data = bytearray(path.read_bytes())
+    at = data.index(b"fe2eIntrinsics\0") + len(b"fe2eIntrinsics\0")
+    data[at : at + 2] = b"\xff\xff"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged\.exr.*fe2eIntrinsics"):
+        read_exr(path)

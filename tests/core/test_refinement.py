@@ -4,15 +4,13 @@ alone.
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from fe2e_core.geometry import intrinsics_from_fov
 from fe2e_core.grid_solver import GridSystem, solve
 from fe2e_core.refinement import RefinementOptions, refine_depth
-from tests.core.simulation import eq7_label, noisy_normals, plane, spoiled_depth
+from tests.core.simulation import bilateral, eq7_label, noisy_normals, plane, spoiled_depth
 from train.scenes import HELD_OUT, render_scene
 
 HEIGHT, WIDTH = 240, 320
@@ -36,20 +34,6 @@ def error(depth, scene):
 def refined(depth, scene, normal=None):
     normal = scene.normal if normal is None else normal
     return refine_depth(depth[None], normal[None], scene.mask[None], scene.intrinsics[None])[0]
-
-
-def bilateral(log_depth, mask, space, tone):
-    """A plain bilateral filter of ln depth, the usual alternative."""
-    total, weight = torch.zeros_like(log_depth), torch.zeros_like(log_depth)
-    reach = int(2 * space)
-    for down in range(-reach, reach + 1):
-        for across in range(-reach, reach + 1):
-            other = torch.roll(log_depth, (down, across), (0, 1))
-            near = math.exp(-(down * down + across * across) / (2 * space * space))
-            w = near * torch.exp(-((other - log_depth) ** 2) / (2 * tone * tone))
-            w = w * torch.roll(mask, (down, across), (0, 1))
-            total, weight = total + w * other, weight + w
-    return torch.exp(total / weight.clamp_min(1e-9))
 
 
 @pytest.mark.parametrize("noise", [0.0, 5.0])
