@@ -222,7 +222,11 @@ def _numbers_of(path: Path, header: dict, name: str, shape: tuple[int, ...]) -> 
     except (TypeError, ValueError):
         values = None
     if values is None or values.shape != shape or not np.isfinite(values).all():
-        raise ValueError(f"{path}: its attribute {name} is {header.get(name)!r}, expected {shape or 'one'} finite numbers; "
+        try:
+            found = repr(header.get(name))
+        except ValueError:  # of the binding, for text that is no UTF-8
+            found = f"a damaged {type(header.get(name)).__name__}"
+        raise ValueError(f"{path}: its attribute {name} is {found}, expected {shape or 'one'} finite numbers; "
                          "the file is damaged, or another program has changed its header")
     return values
 

@@ -7,6 +7,7 @@ really there takes up memory.
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import os
@@ -23,6 +24,8 @@ from numpy.lib import format as npy
 _BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError,
            SyntaxError, tokenize.TokenError, TypeError, KeyError, ValueError, OverflowError)  # fmt: skip
 _PIECE = 2**24
+#: Bytes. NumPy itself writes fewer than 200 for plain numbers, and reads no more than 10,000.
+_LONGEST_HEADER = 2**16
 
 
 def read_npz_arrays(path: str | os.PathLike, names: Iterable[str], largest: int = 2**36) -> dict[str, np.ndarray]:
@@ -56,9 +59,7 @@ def read_npy_array(path: str | os.PathLike) -> np.ndarray:
 
 def _read(stream: IO[bytes], most: int, what: str) -> np.ndarray:
     """The array at the beginning of a stream whose data is at most `most` bytes."""
-    version = npy.read_magic(stream)
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
+    shape, fortran, dtype = _read_header(stream)
     if dtype.kind not in "fiub":
         raise ValueError(f"it holds {what} as {dtype}; expected plain numbers, others could only be read by pickle")
     size = math.prod(shape) * dtype.itemsize
@@ -72,6 +73,16 @@ def _read(stream: IO[bytes], most: int, what: str) -> np.ndarray:
         raise ValueError(f"it ends in the middle of {what}")
     array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    if npy.read_magic(stream) == (1, 0):
+        return npy.read_array_header_1_0(stream)
+    # from version 2 on a header may claim 4 GB, and NumPy would make room for it
+    length = stream.read(4)
+    if (claimed := int.from_bytes(length, "little")) > _LONGEST_HEADER:
+        raise ValueError(f"it says that its header has {claimed} bytes; plain numbers need a few hundred")
+    return npy.read_array_header_2_0(io.BytesIO(length + stream.read(claimed)))
 
 
 def _reason(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -48,11 +47,11 @@ def build_config(raw: Mapping[str, Any], kind: type[T], where: str) -> T:
 def _value(value: Any, hint: Any, what: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{what} is {value!r}; expected a table")
+            raise ValueError(f"{what} is {_shown(value)}; expected a table")
         return build_config(value, hint, what)
     if get_origin(hint) is tuple:
         if not isinstance(value, list):
-            raise ValueError(f"{what} is {value!r}; expected a list")
+            raise ValueError(f"{what} is {_shown(value)}; expected a list")
         inner = get_args(hint)
         if len(inner) == 2 and inner[1] is Ellipsis:
             return tuple(_value(v, inner[0], f"{what}[{i}]") for i, v in enumerate(value))
@@ -61,11 +60,20 @@ def _value(value: Any, hint: Any, what: str) -> Any:
         return tuple(_value(v, h, f"{what}[{i}]") for i, (v, h) in enumerate(zip(value, inner, strict=True)))
     if hint is bool:
         if not isinstance(value, bool):
-            raise ValueError(f"{what} is {value!r}; expected true or false")
+            raise ValueError(f"{what} is {_shown(value)}; expected true or false")
         return value
     allowed = (int, float) if hint is float else hint
     if isinstance(value, bool) or not isinstance(value, allowed):
-        raise ValueError(f"{what} is {value!r}; expected {hint.__name__}")
-    if not isinstance(value, str) and not (math.isfinite(value) and abs(value) < 2**63):
-        raise ValueError(f"{what} is {value!r}; expected a number that is finite and below 2^63")
+        raise ValueError(f"{what} is {_shown(value)}; expected {hint.__name__}")
+    # a comparison, because a whole number may be too large to be made a float; nothing is below it if it is nan
+    if not isinstance(value, str) and not abs(value) < 2**63:
+        raise ValueError(f"{what} is {_shown(value)}; expected a number that is finite and below 2^63")
     return hint(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message. Python refuses to write a whole number of thousands of digits, which 0x... can give."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits, or has one in it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,24 @@ def test_arrays_never_take_more_than_the_file_has(folder, shape, dtype, data, fo
         else:
             with pytest.raises(ValueError, match="it "):
                 read()
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_header_that_claims_gigabytes_gets_no_room(folder, version):
+    """Of an array's file and of one in an archive; found by tools.fuzz."""
+    length = 2 if version == 1 else 4
+    data = b"\x93NUMPY" + bytes([version, 0]) + b"\xff" * length + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}"
+    (folder / "long.npy").write_bytes(data)
+    with zipfile.ZipFile(folder / "long.npz", "w") as archive:
+        archive.writestr("a.npy", data)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + 2**30, before[1]))
+    try:
+        for read in (lambda: read_npy_array(folder / "long.npy"), lambda: read_npz_arrays(folder / "long.npz", ["a"])):
+            with pytest.raises(ValueError, match="header"):
+                read()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.data())

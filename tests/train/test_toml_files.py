@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from train.config import NanoConfig, load_config
 from train.data.folder import Folder, FolderConfig
+from train.data.frame import BadFrame
 from train.data.settings import load_data_config
 from train.recipe import load_recipe
 from train.typed_toml import read_toml
@@ -30,7 +32,9 @@ def test_a_broken_file_is_named(tmp_path: Path, data: bytes, read) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["batch = 0", "batch = 1.5", "mirror = nan", "mirror = 2", "workers = -1", "seed = 9999999999999999999999", "batch = []"],
+    ["batch = 0", "batch = 1.5", "mirror = nan", "mirror = 2", "workers = -1", "seed = 9999999999999999999999", "batch = []",
+     f"mirror = {'9' * 400}", f"seed = 0x{'f' * 5000}", f"batch = [0x{'f' * 5000}]"],
+    ids=lambda line: line[:30],
 )
 def test_numbers_that_no_run_can_use_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "mine.toml"
@@ -53,6 +57,25 @@ def test_pictures_are_looked_for_below_the_dataset(tmp_path: Path, value: str) -
     (tmp_path / "dataset.toml").write_text(f'image = "{value}"\ndepth = "d/{{name}}.png"\nfov_x = 60.0\n')
     with pytest.raises(ValueError, match=r"dataset\.toml: image"):
         Folder(FolderConfig(str(tmp_path), 48, 64), "mine")
+
+
+def test_paths_that_no_file_can_have_are_refused(tmp_path: Path) -> None:
+    """Empty ones, and names longer than any disk allows: found by tools.fuzz."""
+    long = "d" * 300
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
+
+    def folder(image: str, depth: str) -> Folder:
+        (tmp_path / "dataset.toml").write_text(f'image = "{image}"\ndepth = "{depth}"\nfov_x = 60.0\n')
+        return Folder(FolderConfig(str(tmp_path), 48, 64), "mine")
+
+    for image, depth in (("{name}.png", ""), ("", "{name}.png")):
+        with pytest.raises(ValueError, match=r"dataset\.toml: (image|depth) = ''"):
+            folder(image, depth)
+    with pytest.raises((ValueError, FileNotFoundError), match=r"dataset\.toml: image|no picture matches"):
+        folder(f"{long}/{{name}}.png", "{name}.png")
+    for suffix in ("png", "exr"):
+        with pytest.raises(BadFrame, match=f"{long}1.{suffix}: "):
+            folder("{name}.png", f"{long}{{name}}.{suffix}").read(0)
 
 
 def test_a_whole_file_is_read(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class FolderDescription:
     def __post_init__(self) -> None:
         for key in ("image", "depth", "normal", "mask"):
             value = getattr(self, key)
-            if value and value.count(_NAME) != 1:
+            optional = key in ("normal", "mask")  # empty: left out
+            if not (optional and not value) and value.count(_NAME) != 1:
                 raise ValueError(f"{key} = {value!r}; expected a path with one {_NAME}")
             if Path(value).is_absolute() or "\0" in value:
                 raise ValueError(f"{key} = {value!r}; expected a path relative to the folder of {DESCRIPTION}")
@@ -102,11 +103,14 @@ class Folder:
         stem = Path(before).parent if not before.endswith("/") else Path(before)
         start = self._root / stem
         found = (file.relative_to(self._root).as_posix() for file in start.rglob("*") if file.is_file())
-        self._names = sorted(
-            text[len(before) : len(text) - len(after)]
-            for text in found
-            if text.startswith(before) and text.endswith(after)
-        )
+        try:
+            self._names = sorted(
+                text[len(before) : len(text) - len(after)]
+                for text in found
+                if text.startswith(before) and text.endswith(after)
+            )
+        except OSError as error:  # no folder can have such a name
+            raise ValueError(f"{path}: image = {self._about.image!r}: {error.strerror}") from error
         if not self._names:
             raise FileNotFoundError(f"{name}: no picture matches '{self._root / self._about.image}'")
         self.length = len(self._names)

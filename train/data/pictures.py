@@ -18,8 +18,7 @@ _MOST_PIXELS_PER_BYTE = 8 * 1032
 def _open_cv(path: str, flags: int) -> np.ndarray:
     import cv2
 
-    if not Path(path).is_file():
-        raise BadFrame(f"{path}: there is no such file")
+    _require_file(path)
     # not imread: it knows no file names beyond the system's code page on Windows
     encoded = np.fromfile(path, dtype=np.uint8)
     _check_claim(path, encoded)
@@ -27,6 +26,16 @@ def _open_cv(path: str, flags: int) -> np.ndarray:
     if array is None:
         raise BadFrame(f"{path}: {encoded.size} bytes that are no picture; copy or download it again")
     return array
+
+
+def _require_file(path: str) -> None:
+    """Raise BadFrame when there is no such file, or when no file can have such a name."""
+    try:
+        there = Path(path).is_file()
+    except OSError as error:
+        raise BadFrame(f"{path}: {error.strerror}") from error
+    if not there:
+        raise BadFrame(f"{path}: there is no such file")
 
 
 def _check_claim(path: str, encoded: np.ndarray) -> None:
@@ -93,8 +102,7 @@ def read_array(path: str) -> np.ndarray:
 def _read_exr(path: str) -> np.ndarray:
     import OpenEXR
 
-    if not Path(path).is_file():
-        raise BadFrame(f"{path}: there is no such file")
+    _require_file(path)
     try:
         with OpenEXR.File(path) as file:
             channels = {
