@@ -133,7 +133,7 @@ class ComfyServer:
         """Everything the process has written so far, over all its starts."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
-    def start(self, timeout: float = 180.0) -> None:
+    def start(self, timeout: float = 600.0) -> None:
         """Starts the process and waits until it answers; else RuntimeError with the end of the log."""
         tree = self._comfyui or obtain()
         self.port = _free_port()
