@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 COLOURS = ("#1f6fb4", "#d9480f", "#2f8f3f", "#8a3fa0", "#b8860b", "#0b8f8f", "#c2255c", "#555555")
 _SCALE = 2  # drawn larger, then averaged
 _WIDTH, _HEIGHT = 1000, 620
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 44, 56
+_LEFT, _RIGHT, _BOTTOM = 84, 24, 56
 _INK, _GRID, _PAPER = "#222222", "#e4e4e4", "#ffffff"
 
 
@@ -145,11 +145,11 @@ def draw_curves(
     canvas = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), _PAPER)
     draw = ImageDraw.Draw(canvas)
     window = _window(curves, begin, end, logarithmic)
-    place = (_LEFT * _SCALE, _TOP * _SCALE)
-    size = ((_WIDTH - _LEFT - _RIGHT) * _SCALE, (_HEIGHT - _TOP - _BOTTOM) * _SCALE)
+    top = _legend(draw, curves, title)
+    place = (_LEFT * _SCALE, top)
+    size = ((_WIDTH - _LEFT - _RIGHT) * _SCALE, (_HEIGHT - _BOTTOM) * _SCALE - top)
     canvas.paste(_panel(curves, window, *size), place)
     _axes(canvas, window, place, size, 13)
-    draw.text((place[0], 12 * _SCALE), title, fill=_INK, font=_font(17))
     draw.text((place[0] + size[0], (_HEIGHT - 10) * _SCALE), "optimizer step", fill=_INK, font=_font(13), anchor="rs")
 
     if inset:
@@ -161,7 +161,6 @@ def draw_curves(
                         corner[1] + extent[1] + margin[1]], fill=_PAPER)  # fmt: skip
         canvas.paste(_panel(curves, small, *extent), corner)
         _axes(canvas, small, corner, extent, 11)
-    _legend(draw, curves, (place[0] + 14 * _SCALE, place[1] + size[1] - 14 * _SCALE))
 
     target = Path(path)
     temporary = target.with_name(f".{target.name}.part")
@@ -169,13 +168,19 @@ def draw_curves(
     os.replace(temporary, target)
 
 
-def _legend(draw: ImageDraw.ImageDraw, curves: Sequence[Curve], corner: tuple[int, int]) -> None:
-    """Names with their colours on white, from the lower left `corner` upwards."""
-    font, line = _font(13), 20 * _SCALE
-    wide = max(draw.textlength(curve.name, font=font) for curve in curves)
-    top = corner[1] - line * len(curves)
-    draw.rectangle([corner[0], top, corner[0] + 52 * _SCALE + wide, corner[1]], fill=_PAPER, outline=_GRID)
-    for number, (curve, colour) in enumerate(zip(curves, _colours(len(curves)), strict=True)):
-        y = top + line * (number + 0.5)
-        draw.line([(corner[0] + 10 * _SCALE, y), (corner[0] + 34 * _SCALE, y)], fill=colour, width=3 * _SCALE)
-        draw.text((corner[0] + 42 * _SCALE, y), curve.name, fill=_INK, font=font, anchor="lm")
+def _legend(draw: ImageDraw.ImageDraw, curves: Sequence[Curve], title: str) -> int:
+    """The title, and right of it the names with their colours, in as many lines as they need; returns where the plot
+    may begin."""
+    font, line, gap = _font(13), 20 * _SCALE, 18 * _SCALE
+    begin = _LEFT * _SCALE + draw.textlength(title, font=_font(17)) + 2 * gap
+    end = (_WIDTH - _RIGHT) * _SCALE
+    draw.text((_LEFT * _SCALE, 12 * _SCALE), title, fill=_INK, font=_font(17))
+    x, y = begin, 24 * _SCALE
+    for curve, colour in zip(curves, _colours(len(curves)), strict=True):
+        wide = 32 * _SCALE + draw.textlength(curve.name, font=font)
+        if x > begin and x + wide > end:
+            x, y = begin, y + line
+        draw.line([(x, y), (x + 24 * _SCALE, y)], fill=colour, width=3 * _SCALE)
+        draw.text((x + 32 * _SCALE, y), curve.name, fill=_INK, font=font, anchor="lm")
+        x += wide + gap
+    return y + line

@@ -48,8 +48,8 @@ def test_table_and_picture_say_what_the_runs_say(runs, capsys):
     assert table[20]["generator"] == ""
     picture = np.asarray(Image.open(runs / "c.png"))
     assert picture.shape == (620, 1000, 3)
-    rows, columns = coloured(picture[:, 310:], COLOURS[0])  # right of the legend
-    others, shorter = coloured(picture[:, 310:], COLOURS[1])
+    rows, columns = coloured(picture[46:, 310:], COLOURS[0])  # below the legend
+    others, shorter = coloured(picture[46:, 310:], COLOURS[1])
     assert others.max() < rows.min(), "0.6 lies above 0.4"
     assert shorter.max() + 310 == pytest.approx(84 + 892 / 3, abs=4), "the second run ends at a third of the plot"
     assert columns.max() + 310 > 960
