@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import cost, models, report
+from benchmarks.scenes import over_scenes
 from benchmarks.sizes import RELEASED, TINY
 from benchmarks.timing import Clock, PeakMemory, interleave, medians, memory_now, module_bytes
 
