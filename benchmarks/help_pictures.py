@@ -59,7 +59,7 @@ def options(module: str, name: str, field: str) -> Sequence[str]:
     from tests.harness.inprocess import pack_module
 
     [found] = [i for i in getattr(pack_module(f"nodes.{module}"), name).define_schema().inputs if i.id == field]
-    return found.options
+    return [getattr(option, "key", option) for option in found.options]
 
 
 def normals(geometry: Geometry) -> list[Panel]:
@@ -112,6 +112,57 @@ def geometry_pair(geometry: Geometry) -> list[Panel]:
     return [("image", geometry["image"][0]), ("depth", depth), ("normal", normal)]
 
 
+def spoilt(geometry: Geometry, leaning: float = 0.0) -> Geometry:
+    """As a weaker network would give it: noise in the depth, and a region of it that leans though its normals do not."""
+    depth = geometry["depth"]
+    noise = torch.randn(depth.shape, generator=torch.Generator().manual_seed(0))
+    y, x = torch.meshgrid(torch.linspace(0, 1, HEIGHT), torch.linspace(0, 1, WIDTH), indexing="ij")
+    leans = ((x - 0.28) ** 2 + (y - 0.25) ** 2 < 0.03) * leaning * (x - 0.28)
+    return {**geometry, "depth": depth * (1 + 0.002 * noise + leans)}
+
+
+def shaded_depth(geometry: Geometry) -> Tensor:
+    """(H,W,3): clay by the normals of the depth instead of the predicted ones."""
+    from tests.harness.inprocess import pack_module
+
+    normal = pack_module("fe2e_core.geometry").normals_from_depth(geometry["depth"], geometry["intrinsics"])
+    return run("pictures", "FE2EClay", geometry={**geometry, "normal": normal})
+
+
+def confidence(geometry: Geometry) -> list[Panel]:
+    from tests.harness.inprocess import pack_module, run_node
+
+    given = spoilt(geometry, leaning=1.2)
+    _, _, picture = run_node(pack_module("nodes.scene").FE2EConfidence, geometry=given)
+    return [("the normals", run("pictures", "FE2EClay", geometry=given)), ("the depth, in clay", shaded_depth(given)),
+            ("picture", picture[0])]  # fmt: skip
+
+
+def refine(geometry: Geometry) -> list[Panel]:
+    from tests.harness.inprocess import pack_module, run_node
+
+    given = spoilt(geometry)
+    (refined,) = run_node(pack_module("nodes.scene").FE2ERefine, geometry=given)
+    return [("depth, in clay", shaded_depth(given)), ("refined", shaded_depth(refined)), ("exact", shaded_depth(geometry))]
+
+
+def features(geometry: Geometry) -> list[Panel]:
+    """Of the embedded model, which knows scenes like this one."""
+    from tests.harness.inprocess import pack_module, run_node
+
+    folders = pack_module("nodes.folders")
+    folders.register()
+    source = {"source": "FE2E checkpoint", "checkpoint": "fe2e-nano.safetensors", "lora": "none", "lora_strength": 1.0}
+    (model,) = run_node(pack_module("nodes.loading").FE2ELoadModel, source=source)
+    node, image = pack_module("nodes.features").FE2EFeatureView, geometry["image"]
+    panels = []
+    for block in ("block 1", "block 35"):
+        choice = next(o for o in options("features", "FE2EFeatureView", "block") if o.startswith(block))
+        depth, normal, _ = run_node(node, fe2e_model=model, image=image, block={"block": choice})
+        panels += [(f"{block}, depth_features", depth[0]), (f"{block}, normal_features", normal[0])]
+    return panels
+
+
 PICTURES: dict[str, Callable[[Geometry], list[Panel]]] = {
     "geometry": geometry_pair,
     "normals": normals,
@@ -120,6 +171,9 @@ PICTURES: dict[str, Callable[[Geometry], list[Panel]]] = {
     "clay": clay,
     "compare": compare,
     "histogram": histogram,
+    "confidence": confidence,
+    "refine": refine,
+    "features": features,
 }
 
 
