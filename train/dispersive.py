@@ -212,7 +212,7 @@ class Dispersion:
         """Warn once when all pictures are so far apart that only the diagonal of Eq. 9 is left: its gradient is then
         that of nothing."""
         count = len(features) + (0 if others is None else len(others))
-        if self._warned_far or count < 2 or float(loss) + math.log(count) > _FAR_APART:
+        if self._warned_far or count < 2 or loss.is_meta or float(loss.detach()) + math.log(count) > _FAR_APART:
             return
         self._warned_far = True
         flat = features.flatten(1)

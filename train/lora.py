@@ -50,6 +50,9 @@ def run(options: argparse.Namespace) -> int:
                 print(f"[base] {key}: there is no '{file}' yet")
         print(memory_note(config, processes, None))
         return 0
+    if processes > 1 and not torch.accelerator.is_available():
+        # without it, accelerate takes processes on CPUs for as many runs of their own
+        os.environ["ACCELERATE_USE_CPU"] = "true"
     if torch.cuda.is_available() and os.environ.get("LOCAL_RANK", "0") == "0":
         note = memory_note(config, processes, torch.cuda.get_device_properties(0).total_memory)
         log.info("%s", note)
