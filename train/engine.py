@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import gather_object
+from torch import Tensor
 
 from train.adapter import attach, trained_modules
 from train.average import WeightAverage
@@ -30,13 +31,14 @@ from train.lora_export import LoraNotes, tensors_digest, write_kohya
 from train.low_bit import check_available, make_optimizer
 from train.recipe import FinetuneConfig, Training
 from train.run_state import Position, RunState
-from train.sharding import average_gradients, shard_frozen
+from train.sharding import Processes
 from train.validation import Scores, Validation
 from train.watching import StepReport, Watch
 
 log = logging.getLogger(__name__)
 
 _NOISE = 77
+_LOSSES = ("depth", "normal", "dispersive")
 
 
 def total_steps(training: Training, batch: int, mixture: Mixture) -> int:
@@ -66,7 +68,8 @@ class Finetuning:
         training = config.training
         check_available(training.optimizer, config.base.dtype)
         config.watch.check()
-        self.accelerator = Accelerator(gradient_accumulation_steps=1)
+        # no mixed precision, whatever accelerate is configured for: [base] dtype is what the base is computed in
+        self.accelerator = Accelerator(mixed_precision="no")
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
         if ranks > 1 and config.dispersive.weight and config.dispersive.source == "queue":
             raise ValueError(
@@ -103,16 +106,10 @@ class Finetuning:
         transformer.train()
         if training.gradient_checkpointing:
             transformer.enable_gradient_checkpointing()
-        device = self.accelerator.device
-        self.base.autoencoder.to(device)
-        self.sharded = ranks > 1 and (config.base.shard or self.accelerator.distributed_type == "FSDP")
-        if self.sharded:
-            plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-            parameters = [parameter for _, parameter in self.trained]
-            shard_frozen(transformer, parameters, device, offload=bool(plugin and plugin.cpu_offload))
-            self.model: nn.Module = transformer
-        else:
-            self.model = self.accelerator.prepare_model(transformer.to(device))
+        self.base.autoencoder.to(self.accelerator.device)
+        parameters = [parameter for _, parameter in self.trained]
+        self.processes = Processes(self.accelerator, transformer, parameters, config.base.shard)
+        self.model = self.processes.model
         self.average = WeightAverage(self.trained, training.ema) if training.ema else None
         self.state = RunState(
             config.folder, self.trained, self.optimizer, self.average, config.identity(), training.keep
@@ -169,29 +166,22 @@ class Finetuning:
         sums = torch.zeros(3)
         names: list[str] = []
         for micro in range(training.accumulate):
+            last = micro + 1 == training.accumulate
             given = next(batches)
             batch = self._encoded(given)
             names.append(f"batch {given.number} ({', '.join(batch.names)})")
-            losses = self._losses(batch, given.number)
-            loss = losses[0] + losses[1] + self.config.dispersive.weight * losses[2]
-            if not bool(torch.isfinite(loss)):
-                raise FloatingPointError(
-                    f"step {self.step + 1}: the loss is {loss.item()} in {names[-1]}; nothing was changed "
-                    "by it"
-                )
-            last = micro + 1 == training.accumulate
-            with torch.no_grad():
-                sums += torch.stack([part.detach().float().cpu() for part in losses]) / training.accumulate
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                self.accelerator.backward(loss / training.accumulate)
+            with nullcontext() if last else self.processes.silent():
+                losses = self._losses(batch, given.number)
+                loss = losses[0] + losses[1] + self.config.dispersive.weight * losses[2]
+                parts = [part.detach().float().cpu() for part in losses]
+                of = ", ".join(f"{name} {part:g}" for name, part in zip(_LOSSES, parts, strict=True))
+                self._check_finite(f"loss ({of})", float(loss), names[-1])
+                (loss / training.accumulate).backward()
+            sums += torch.stack(parts) / training.accumulate
+        self.processes.exchange()
         parameters = [parameter for _, parameter in self.trained]
-        if self.sharded:
-            average_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.clip or math.inf)
-        if not bool(torch.isfinite(norm)):
-            raise FloatingPointError(
-                f"step {self.step + 1}: the gradient is {norm.item()} in {'; '.join(names)}"
-            )
+        self._check_finite("gradient", float(norm), "; ".join(names))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -201,6 +191,15 @@ class Finetuning:
             sums = self.accelerator.reduce(sums.to(self.accelerator.device), "mean").cpu()
         depth, normal, dispersive = sums.tolist()
         return StepReport(self.step, depth, normal, dispersive, float(norm), rate)
+
+    def _check_finite(self, what: str, value: float, where: str) -> None:
+        """Raises FloatingPointError, in all processes alike, naming the batches of those where it is no number."""
+        problems = [] if math.isfinite(value) else [f"the {what} is {value} in {where}"]
+        if self.accelerator.num_processes > 1:
+            count = torch.tensor(float(len(problems)), device=self.accelerator.device)
+            problems = gather_object(problems) if float(self.accelerator.reduce(count, "sum")) else []
+        if problems:
+            raise FloatingPointError(f"step {self.step + 1}: {'; '.join(problems)}")
 
     def _open_cache(self) -> LatentCache | None:
         folder = self.config.cache.folder

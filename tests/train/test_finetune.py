@@ -13,7 +13,7 @@ import resource
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,9 +30,11 @@ from tests.harness.golden import GoldenConfig, dit_weights, vae_weights
 from train import run_state
 from train.cache import CacheConfig
 from train.convert import read_lora
+from train.data.loader import GivenBatch
 from train.data.procedural import ProceduralConfig
 from train.data.settings import DataConfig, WeightedSource
 from train.dispersive import DispersiveConfig
+from train.encoding import EncodedBatch
 from train.engine import Finetuning
 from train.journal import read_journal
 from train.recipe import (
@@ -206,7 +208,7 @@ def frozen_numbers(run: Finetuning) -> int:
     return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
 
 
-def _process(rank: int, config: FinetuneConfig, port: int, folder: str) -> None:
+def _process(rank: int, act: Callable[[Finetuning, int, str], None], config: FinetuneConfig, port: int, folder: str) -> None:
     """One of two processes of a run, as `accelerate launch` would start it."""
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -218,11 +220,47 @@ def _process(rank: int, config: FinetuneConfig, port: int, folder: str) -> None:
                    "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}  # fmt: skip
     run = Finetuning(config)
     assert run.accelerator.num_processes == 2
+    act(run, rank, folder)
+    torch.distributed.destroy_process_group()
+
+
+def in_two_processes(act: Callable[[Finetuning, int, str], None], config: FinetuneConfig, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.start_processes(_process, (act, config, port, str(folder)), nprocs=2, start_method="fork")
+
+
+def _train(run: Finetuning, rank: int, folder: str) -> None:
     reports = []
     run.run(reports.append)
     found = ({k: p.detach() for k, p in run.trained}, [dataclasses.asdict(r) for r in reports], frozen_numbers(run))
     torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+
+
+def _train_on_a_bad_picture(run: Finetuning, rank: int, folder: str) -> None:
+    """Only the second process gets one, in its second step; its name and what was raised are left in files."""
+    encoded = run._encoded
+
+    def spoiled(given: GivenBatch) -> EncodedBatch:
+        batch = encoded(given)
+        if rank == 1 and given.number == 1:
+            Path(folder, "bad").write_text(batch.names[0])
+            batch.depth[0, 0, 0, 0] = torch.inf
+        return batch
+
+    run._encoded = spoiled
+    with pytest.raises(FloatingPointError) as caught:
+        run.run()
+    Path(folder, f"raised{rank}").write_text(str(caught.value))
+
+
+def test_a_bad_number_in_one_process_stops_all_and_names_its_picture(bases, tmp_path):
+    in_two_processes(_train_on_a_bad_picture, configuration(bases["whole"], tmp_path), tmp_path)
+    first, second = ((tmp_path / f"raised{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert first.startswith("step 2: the loss (depth nan, ")
+    assert f"in batch 1 ({(tmp_path / 'bad').read_text()})" in first
 
 
 @pytest.mark.parametrize(
@@ -244,12 +282,10 @@ def test_two_processes_give_the_curve_of_one_with_the_same_batch(bases, tmp_path
                                lora=LoraShape(rank=4, alpha=2.0, constants=files.fold),
                                dispersive=DispersiveConfig(block=1, source="gather"),
                                validation=ValidationConfig(every=4, pictures=3))  # fmt: skip
-        return dataclasses.replace(config, base=files)
+        training = dataclasses.replace(config.training, accumulate=2 if objective.steps > 1 else 1)
+        return dataclasses.replace(config, base=files, training=training)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_process, (config("two"), port, str(tmp_path)), nprocs=2, start_method="fork")
+    in_two_processes(_train, config("two"), tmp_path)
     one = Finetuning(config("one"))
     reports = []
     one.run(reports.append)
@@ -322,7 +358,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_batch(bases, tmp_path):
     run.run(until=1)
     with torch.no_grad():
         run.base.autoencoder.encoder.conv_in.weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 2: the loss is nan in batch 1 \(procedural/\d"):
+    with pytest.raises(FloatingPointError, match=r"step 2: the loss \(depth nan, .*\) is nan in batch 1 \(procedural/\d"):
         run.run()
     assert [path.name for path in run_state.checkpoints(run.config.folder)] == ["step-00000001.safetensors"]
 
