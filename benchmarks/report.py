@@ -24,8 +24,8 @@ What the pack costs, measured against the reference's procedure in one run on on
 counted operations beside each measured ratio. Weights are random: time and memory do not depend on their
 values. Every section is written by the command that stands in it.
 
-Pages of their own: [what fewer bits do](precision.md), [what BF16 labels cost](quantization.md), [the
-gallery](gallery.md).
+Pages of their own: [geometry](geometry.md), [what fewer bits do](precision.md), [what BF16 labels cost](quantization.md),
+[memory in training](training.md), [the gallery](gallery.md).
 """
 
 
