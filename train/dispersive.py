@@ -193,8 +193,9 @@ class Dispersion:
         everyone[dist.get_rank()] = features
         if ranks * len(features) < 2:
             self._warn()
-        loss = dispersive_loss(torch.cat(everyone), tau=self.config.tau)
-        self._check_distances(loss, torch.cat(everyone), None)
+        together = torch.cat(everyone)
+        loss = dispersive_loss(together, tau=self.config.tau)
+        self._check_distances(loss, together, None)
         return loss + (ranks - 1) * (loss - loss.detach())
 
     def _warn(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from fe2e_core.architecture import TransformerSize
@@ -15,6 +16,8 @@ from train.adapter import attach
 from train.config import AutoencoderShape
 from train.cost import CARDS, forward_macs, seconds_a_picture, step_macs
 from train.dispersive import DispersiveConfig
+from train.four_bit_sizes import FourBitSizes
+from train.low_bit import store_in_nf4
 from train.memory import RELEASED, StepPlan, empty_base, estimate, run_step
 from train.memory_report import GIB, plan_of, write_between
 from train.recipe import LoraShape, load_recipe
@@ -95,6 +98,18 @@ def test_less_is_needed_with_fewer_bits_and_tokens():
     assert total(validation=True) >= total()
     with pytest.raises(ValueError, match="64x100"):
         total(width=100)
+
+
+def test_four_bits_are_as_large_as_bitsandbytes_makes_them():
+    model = nn.Sequential(nn.Linear(512, 1024, dtype=torch.bfloat16))
+    ours = FourBitSizes(model[0])
+    store_in_nf4(model, ["0"])
+    model.to("cpu")
+    weight = model[0].weight
+    state = weight.quant_state
+    real = [weight, state.absmax, state.state2.absmax]
+    assert weight.dtype == torch.uint8
+    assert [t.numel() * t.element_size() for t in (ours.weight, ours.scales, ours.outer)] == [t.numel() * t.element_size() for t in real]
 
 
 def test_operations_are_those_that_torch_counts():
