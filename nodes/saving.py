@@ -3,6 +3,7 @@ file."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,3 +45,22 @@ def save_next(
             counter += 1
             continue
         return {"filename": filename, "subfolder": subfolder, "type": "output"}
+
+
+def find_saved(name: str, what: str) -> Path:
+    """A file of ComfyUI's output folder, or else of its input folder, by its name there.
+
+    Raises ValueError for a name that leaves these folders, FileNotFoundError where neither has it; both name the input
+    `what`.
+    """
+    bases = [os.path.realpath(folder_paths.get_output_directory()), os.path.realpath(folder_paths.get_input_directory())]
+    if "\0" in name or ":" in name or os.path.isabs(name) or ".." in Path(name.replace("\\", "/")).parts:
+        raise ValueError(f"{what}: found {name[:200]!r}, expected a file inside ComfyUI's output or input folder")
+    for base in bases:
+        path = Path(base) / name.replace("\\", "/")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{what}: found {name[:200]!r}, which is no file of ComfyUI's output or input folder ({', '.join(bases)}); give the name "
+        "that the report of an earlier run shows"
+    )

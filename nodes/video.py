@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.model_management
 import comfy.utils
 import torch
@@ -11,8 +13,10 @@ from ..fe2e_core.depth_decoding import DEFAULT_RATIO
 from ..fe2e_core.geometry import depth_from_log, fov_from_focal
 from ..fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
 from .node import Node
+from .saving import find_saved, save_next
 from .types import FE2EGeometryType, require_geometry
 
+_LARGEST_STATE = 2**28  # bytes; a frame takes about a hundred, two reference frames below a megabyte
 SOLVE, CONTINUE, REUSE = "solve", "continue a saved clip", "reuse saved scales"
 
 
@@ -75,7 +79,16 @@ class FE2EStabilizeVideo(Node):
                     default="",
                     multiline=True,
                     optional=True,
-                    tooltip="JSON from an earlier run, for 'continue' and 'reuse'.",
+                    tooltip="For 'continue' and 'reuse': the JSON of an earlier run, or the name of its file in the output "
+                    "folder.",
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Name, or subfolder and name, under which the state is saved as a JSON file in the output "
+                    "folder, such as FE2E/shot. A number is added. Empty: not saved.",
                 ),
             ],
             outputs=[
@@ -93,7 +106,15 @@ class FE2EStabilizeVideo(Node):
 
     @classmethod
     def execute(
-        cls, geometry, mode, two_pass=True, far_near_ratio=DEFAULT_RATIO, cut_threshold=0.35, use_picture=True, state=""
+        cls,
+        geometry,
+        mode,
+        two_pass=True,
+        far_near_ratio=DEFAULT_RATIO,
+        cut_threshold=0.35,
+        use_picture=True,
+        state="",
+        filename_prefix="",
     ) -> io.NodeOutput:
         require_geometry(geometry)
         labels = geometry["log_depth"].float()
@@ -106,7 +127,7 @@ class FE2EStabilizeVideo(Node):
                 raise ValueError(
                     f"state: '{mode}' needs the JSON that an earlier run put out; connect it or choose '{SOLVE}'."
                 )
-            solver = DepthStabilizer.from_json(state)
+            solver = DepthStabilizer.from_json(_state_text(state.strip()))
         if mode == REUSE:
             scales = solver.frames
             if len(scales) != len(labels):
@@ -137,8 +158,24 @@ class FE2EStabilizeVideo(Node):
             "metric": False,
         }
         result.pop("confidence", None)
-        report = _report(scales)
-        return io.NodeOutput(result, solver.to_json(), report, ui={"text": (report,)})
+        report, text = _report(scales), solver.to_json()
+        if filename_prefix.strip():
+            saved = save_next(filename_prefix, ".json", lambda path: Path(path).write_text(text, encoding="utf-8"))
+            report += f"\nstate saved as {Path(saved['subfolder'], saved['filename']).as_posix()}"
+        return io.NodeOutput(result, text, report, ui={"text": (report,)})
+
+
+def _state_text(state: str) -> str:
+    """The JSON itself, or what a file of ComfyUI's folders holds; ValueError or FileNotFoundError for neither."""
+    if state.startswith("{"):
+        return state
+    path = find_saved(state, "state")
+    if path.stat().st_size > _LARGEST_STATE:
+        raise ValueError(f"state: '{path}' has {path.stat().st_size:,} bytes, expected the JSON file of an earlier run")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"state: '{path}' is no text, expected the JSON file of an earlier run") from None
 
 
 def _field_of_view(geometry: dict) -> float:

@@ -262,3 +262,34 @@ def test_video():
     assert abs(float(torch.log(more["depth"][0] / out["depth"][0]).median())) < 0.1
     with pytest.raises(ValueError, match="state"):
         run_node(node, geometry=clip, mode="reuse saved scales")
+
+
+def test_the_scales_of_a_clip_go_through_a_file(tmp_path, monkeypatch):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    for name in ("output", "input"):
+        (tmp_path / name).mkdir()
+    depths = torch.stack([room_depth((0.02 * t, 0.0, 0.0), 0.0, 72, 96) for t in range(2)])
+    everything = torch.ones_like(depths, dtype=torch.bool)
+    labels = [eq7_label(d, m)[0].clamp(-1, 1) for d, m in zip(depths, everything, strict=True)]
+    clip = {
+        "log_depth": torch.stack(labels),
+        "normal": torch.tensor([0.0, 0.0, -1.0]).expand(2, 72, 96, 3),
+        "mask": everything,
+        "image": torch.full((2, 72, 96, 3), 0.5),
+    }
+    node = pack_module("nodes.video").FE2EStabilizeVideo
+    out, state, report = run_node(node, geometry=clip, filename_prefix="FE2E/shot")
+    name = report.rsplit(" ", 1)[1]
+    assert (tmp_path / "output" / name).read_text() == state
+    again, *_ = run_node(node, geometry=clip, mode="reuse saved scales", state=name)
+    assert torch.equal(again["depth"], out["depth"])
+    *_, second = run_node(node, geometry=clip, filename_prefix="FE2E/shot")
+    assert second.rsplit(" ", 1)[1] != name, "nothing is overwritten"
+    (tmp_path / "input" / "other.json").write_bytes(b"\xff\xfe")
+    (tmp_path / "secret.json").write_text(state)
+    for wrong, error in (("no.json", FileNotFoundError), ("../secret.json", ValueError), ("other.json", ValueError)):
+        with pytest.raises(error, match="state"):
+            run_node(node, geometry=clip, mode="reuse saved scales", state=wrong)
