@@ -129,6 +129,28 @@ def test_operations_are_those_that_torch_counts():
     assert seconds_a_picture(StepPlan(768, 1024), CARDS[-1]) > seconds_a_picture(StepPlan(384, 512), CARDS[-1])
 
 
+def test_what_a_base_is_is_read_from_its_files(tmp_path):
+    nano = CONFIGS.parents[1] / "models" / "fe2e-nano.safetensors"
+    path = tmp_path / "run.toml"
+    path.write_text(f"""name = "x"
+[base]
+checkpoint = "{nano}"
+[training]
+steps = 1
+ema = 0.9
+[data]
+batch = 4
+[[data.source]]
+kind = "procedural"
+height = 96
+width = 128
+""")
+    plan = plan_of(load_recipe(str(path)), processes=2)
+    assert plan.size == TransformerSize(hidden=256, context=128, pooled=64, double_blocks=1, single_blocks=10)
+    assert plan.autoencoder == AutoencoderShape(64, (1, 1, 1, 1), 1)
+    assert (plan.batch, plan.height, plan.width, plan.text_tokens, plan.fold, plan.averaged) == (2, 96, 128, 4, True, True)
+
+
 def test_the_verb(tmp_path, capsys):
     config = str(CONFIGS / "fe2e_24gb.toml")
     assert main(["memory", "--config", config, "--dry-run"]) == 0
