@@ -1,8 +1,8 @@
-"""Seconds of every operator on one picture: python -m benchmarks.operator_seconds [--repetitions 5] [--write]
+"""Seconds of every operator on one picture: python -m benchmarks.operator_seconds [--repetitions 5] [--threads 2] [--write]
 
-A ray-cast scene at 1024x768 with BF16 labels and normals 5 degrees off, two threads, after one warm-up. Beside
-the seconds on the clock stand those of the processors, summed over threads, which other programs on the machine
-disturb less. The network itself is not among the operators.
+A ray-cast scene at 1024x768 with BF16 labels and normals 5 degrees off, after one warm-up. Beside the seconds on
+the clock stand those of the processors, summed over threads: with one thread other programs on the machine hardly
+disturb them (two threads wait for each other by spinning). The network itself is not among the operators.
 """
 
 from __future__ import annotations
@@ -111,9 +111,9 @@ def operators(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(repetitions: int) -> dict[str, list[Clock]]:
+def measure(repetitions: int, threads: int) -> dict[str, list[Clock]]:
     """Clocks of all repetitions, by operator."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         found = operators(Path(folder))
 
@@ -132,10 +132,11 @@ def measure(repetitions: int) -> dict[str, list[Clock]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds of every operator on one picture.")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write", action="store_true", help="put the table into docs/geometry.md")
     arguments = parser.parse_args()
     rows, slow = [], []
-    for name, clocks in measure(arguments.repetitions).items():
+    for name, clocks in measure(arguments.repetitions, arguments.threads).items():
         wall = torch.tensor([clock.seconds["all"] for clock in clocks])
         processor = torch.tensor([clock.processor["all"] for clock in clocks])
         figures = [wall.median(), wall.max(), processor.median(), processor.max()]
@@ -144,12 +145,13 @@ def main() -> None:
             slow.append(name)
     header = ("operator", "seconds, median", "most", "processor seconds, median", "most")
     section(
-        "seconds",
-        f"Seconds of every operator, {WIDTH}x{HEIGHT}",
-        f"{arguments.repetitions} repetitions in turns, two threads.\n\n"
+        f"seconds_{arguments.threads}",
+        f"Seconds of every operator, {WIDTH}x{HEIGHT}, threads: {arguments.threads}",
+        f"{arguments.repetitions} repetitions in turns.\n\n"
         + Table(header, rows).markdown()
         + f"\n\nOver {LIMIT:g} seconds on the clock (median): {', '.join(slow) or 'none'}.",
-        f"python -m benchmarks.operator_seconds --repetitions {arguments.repetitions} --write",
+        f"python -m benchmarks.operator_seconds --repetitions {arguments.repetitions} --threads {arguments.threads} "
+        "--write",
         arguments.write,
         f"{machine()}, {versions('torch')}",
         GEOMETRY,
