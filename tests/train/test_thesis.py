@@ -18,6 +18,7 @@ from train.config import TransformerShape, load_config
 from train.flow import draw_start, run_halves
 from train.scenes import HELD_OUT
 from train.thesis.claims import CLAIMS, paired
+from train.thesis.command import only_run
 from train.thesis.document import document_text, unfinished
 from train.thesis.edits import EDITS, FEATURES, blank, draw_pair
 from train.thesis.features import feature_map, probe, similarity, token_labels
@@ -300,7 +301,12 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
     assert not results.exists()
     assert main([*command, "--minutes", "0.00001"]) == 0  # not even one file of pictures
     assert "the same command goes on" in capsys.readouterr().out
-    assert "0 of 13 runs are in the tables" in (tmp_path / "docs" / "thesis.md").read_text()
+    with only_run(tmp_path / "work"):
+        assert main(command) == 2
+    assert "another run is using" in capsys.readouterr().err
+    page = (tmp_path / "docs" / "thesis.md").read_text()
+    assert "0 of 13 runs are in the tables" in page and page.count("not run yet") == len(CLAIMS)
+    assert "](thesis/losses" not in page, "no link to a figure that is not there"
     assert main(command) == 0
     assert "everything is done" in capsys.readouterr().out
     data = read_results(results)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from train.config import load_config
@@ -20,6 +22,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the processor (default: %(default)s)")
     parser.add_argument("--report-only", action="store_true", help="write the page from the results that are there")
     parser.add_argument("--dry-run", action="store_true", help="say what is still to be done, and stop")
+
+
+@contextmanager
+def only_run(folder: Path) -> Iterator[None]:
+    """Two runs of one study would train the same weights. The system forgets the lock of a run that was killed.
+
+    Raises ValueError when another run has it. Where there is no such lock (Windows), nothing is checked."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"work: another run is using '{folder}'; wait for it, or give another folder") from None
+        yield
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,8 +66,9 @@ def run(options: argparse.Namespace) -> int:
     def may_go_on() -> bool:
         return not options.minutes or time.monotonic() - began < 60 * options.minutes
 
-    study = Study(config, may_go_on, lambda line: print(line, flush=True))
-    ended = True if options.report_only else study.run()
+    with nullcontext() if options.report_only else only_run(config.folder):
+        study = Study(config, may_go_on, lambda line: print(line, flush=True))
+        ended = options.report_only or study.run()
     for path in write_document(config, study.results.data, study.shown):
         print(f"written: {os.path.relpath(path)}")
     left = unfinished(config, study.results.data)

@@ -63,6 +63,12 @@ def _truth(config: ThesisConfig) -> list[tuple[Any, Any, Any, Any]]:
     return result
 
 
+def _figure(config: ThesisConfig, name: str, about: str) -> str:
+    """A figure, when it has been drawn."""
+    file = Path(config.documents) / "thesis" / name
+    return f"![{about}](thesis/{name})\n" if file.is_file() else ""
+
+
 def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
     seeds = [str(seed) for seed in config.seeds]
     found = [judge(claim.reading, data, seeds).verdict for claim in CLAIMS]
@@ -92,6 +98,9 @@ def document_text(config: ThesisConfig, data: dict[str, Any]) -> str:
     net = config.network
     shape = f"Width {net.width}, {net.double_blocks} + {net.single_blocks} blocks."
     edits = tables.edit_table(data, seeds)
+    estimates = _figure(config, "estimates.jpg", "estimates")
+    if estimates:
+        estimates += f"\nHeld-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in OpenGL colours.\n"
     return f"""# From editor to estimator, in miniature
 
 The paper says that an image editor makes a better geometry estimator than an image generator, and explains which changes
@@ -139,10 +148,7 @@ CV: consistent velocity; FS: fixed start. The paper's numbers are for orientatio
 small and was trained on logarithmic labels at a higher resolution, and what it loses of *true* labels is a floor under every
 row, highest for uniform labels: at {size.width}x{size.height} a thing before the lens is a few latents wide.
 
-![estimates](thesis/estimates.jpg)
-
-Held-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in OpenGL colours.
-
+{estimates}
 ## Labels
 
 {tables.label_table(data, all_rows)}
@@ -153,14 +159,11 @@ Held-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in Op
 
 ## Loss (Fig. 4)
 
-![loss, improved](thesis/losses.png)
-
-![loss, adapted directly](thesis/losses_direct.png)
-
+{_figure(config, "losses.png", "loss, improved") or "Not there yet."}
+{_figure(config, "losses_direct.png", "loss, adapted directly")}
 ## Features (Fig. 3)
 
-![features](thesis/features.png)
-
+{_figure(config, "features.png", "features")}
 Norm over channels of the answer's half (zeros at the start) behind three blocks, as in the paper, each map on its own scale, seed
 {seeds[0]}; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
 
@@ -171,8 +174,7 @@ The first rows say how much of the held-out scenes' log-depth a linear reading o
 
 ## The bases at their own work
 
-![bases](thesis/bases.jpg)
-
+{_figure(config, "bases.jpg", "bases")}
 Pairs that neither has seen.
 
 {edits}
