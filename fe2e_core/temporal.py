@@ -21,6 +21,7 @@ from .frame_match import Match, View, match_frames
 from .strict_json import build_flat, parse_json
 
 FORMAT = 1
+_LITTLE = 0.2  # of a picture in sight is too little to judge by
 _RECENT = 8  # frames whose agreement tells how exact the network is
 _ROUGHLY = 0.25  # part of the spread of ln depth within which a weak network still agrees with itself
 
@@ -30,7 +31,7 @@ class TemporalOptions:
     """width: of the grid frames are compared on. first_log_range: of a shot's first frame, when nothing
     better is known. key_inliers: a new key frame once fewer points of the old one are met again.
     cut_inliers: a scene cut where less of the picture is met again (of the depth, where there are no
-    pictures). tolerance: ln depth that counts as the same, at least; more for a network that wavers. colour:
+    pictures); 0 finds none. tolerance: ln depth that counts as the same, at least; more for a network that wavers. colour:
     difference in [0, 1] that tells two things apart.
     """
 
@@ -115,8 +116,9 @@ class DepthStabilizer:
         """
         limit = self.options.cut_inliers
         if math.isnan(match.alike):
-            return match.inliers(max(self.options.tolerance, _roughly(self._key))) < limit or match.seen < 0.2
-        return match.alike < limit and (match.seen < 0.2 or agree < self.options.key_inliers)
+            met = match.inliers(max(self.options.tolerance, _roughly(self._key)))
+            return met < limit or match.seen < min(_LITTLE, limit)
+        return match.alike < limit and (match.seen < _LITTLE or agree < self.options.key_inliers)
 
     def _begin(self, view: View, gain: float, cut: bool) -> FrameScale:
         self._key = self._last = replace(view, scale=(gain, gain))  # log_near 0: near plane one unit away

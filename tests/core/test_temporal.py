@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fe2e_core.geometry import fov_from_focal
-from fe2e_core.temporal import DepthStabilizer, FrameScale, stabilize_clip
+from fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
 from tests.core import clips
 from tests.core.simulation import eq7_label, room_depth, smooth_noise
 from train.scenes import HELD_OUT
@@ -113,6 +113,8 @@ def test_a_scene_cut_is_found(clip):
         other.append(eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))[0])
     scales = stabilize_clip(torch.cat([labels, torch.stack(other)]))
     assert [s.cut for s in scales] == [False] * 6 + [True] + [False] * 3
+    never = DepthStabilizer(TemporalOptions(cut_inliers=0.0))
+    assert not any(s.cut for s in stabilize_clip(torch.stack([labels[0], other[0]]), state=never))
 
 
 @pytest.fixture(scope="module")
