@@ -248,7 +248,10 @@ class ComfyServer:
         """Waits for a queued prompt. PromptError when a node raised, Interrupted, or TimeoutError."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            try:
+                entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            except TimeoutError:  # it computes and does not answer: what counts is the deadline
+                continue
             if entry is not None:
                 return self._result(prompt_id, entry)
             if self._process is not None and self._process.poll() is not None:

@@ -64,8 +64,9 @@ def _fuzz(arguments: argparse.Namespace) -> Result:
     outcome = fuzz(arguments.seed, arguments.seconds, 10**9)
     result = Result("fuzzer", f"{outcome.inputs} damaged files for {len(outcome.table())} readers (seed {outcome.seed})")
     result.failures = [f"input {f.number} ({f.target}, {f.file}): {f.verdict}: {f.text}" for f, _ in outcome.distinct()]
+    deaths = "the reading process never died" if outcome.workers == 1 else f"the reading process died {outcome.workers - 1} times"
     accepted, refused = (sum(row[column] for row in outcome.table()) for column in (2, 3))
-    result.found = f"{refused} refused by name, {accepted} read as valid, {len(outcome.failures)} failures; {outcome.workers} processes"
+    result.found = f"{refused} refused by name, {accepted} read as valid, {len(outcome.failures)} failures; {deaths}"
     return result
 
 
