@@ -65,7 +65,7 @@ def kill(server: ComfyServer, count: int, seed: int, longest: float = 6.0, secon
         time.sleep(chance.uniform(0, longest))
         server.kill()
         seen = len(server.log)
-        server.start(600)
+        server.start(1800)
         said = re.sub(r"\x1b\[[0-9;]*m", "", server.log[seen:])
         result.require("IMPORT FAILED" not in said and "Traceback" not in said, f"restart {number} was not clean: {said[-500:]}")
         for folder in (server.output, models):
