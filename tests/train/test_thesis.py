@@ -215,7 +215,7 @@ def test_verdicts_agree_with_the_paired_t_test():
         assert not decided or paired(list(a), list(b), higher=True).verdict != verdict
     assert paired([1.0, 1.1, 1.2], [1.005, 1.105, 1.205]).verdict == "undecided", "certain, but half a percent"
     assert paired([1.0, 1.0], [2.0, 2.1]).verdict == "undecided", "two seeds decide nothing"
-    assert paired([], []).verdict == "undecided"
+    assert paired([], []).verdict == "not run yet"
     assert paired([1.0, 1.1, 1.0], [2.0, 2.0, 2.1]).agreeing == 3
 
 
@@ -305,8 +305,8 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
         assert main(command) == 2
     assert "another run is using" in capsys.readouterr().err
     page = (tmp_path / "docs" / "thesis.md").read_text()
-    assert "0 of 13 runs are in the tables" in page and page.count("not run yet") == len(CLAIMS)
-    assert "](thesis/losses" not in page, "no link to a figure that is not there"
+    assert "0 of 13 runs are in the tables" in page and page.count("**not run yet**") == len(CLAIMS)
+    assert "](thesis/" not in page, "no link to a file that is not there"
     assert main(command) == 0
     assert "everything is done" in capsys.readouterr().out
     data = read_results(results)
@@ -338,7 +338,7 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
     whole = load_config(config, ThesisConfig)
     assert unfinished(whole, data) == []
     del data["runs"]["sqrt/0"]
-    assert unfinished(whole, data) == ["sqrt/0"] and "missing are seeds of sqrt" in document_text(whole, data)
+    assert unfinished(whole, data) == ["sqrt/0"] and "missing are seeds of\nsqrt." in document_text(whole, data)
     results.write_text(json.dumps(data))
     assert main(command) == 0  # done again from its finished weights, to the same numbers
     assert read_results(results)["runs"]["sqrt/0"] == json.loads(before)["runs"]["sqrt/0"]

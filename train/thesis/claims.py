@@ -13,6 +13,7 @@ from scipy import stats
 from train.curves import smoothed
 
 CONFIDENCE = 0.95
+VERDICTS = ("reproduced", "not reproduced", "undecided", "not run yet")
 _FEWEST = 3
 _LEAST = 0.01
 """Smallest difference, as a share of the larger measure, that is called one: a thousandth may be certain and mean
@@ -50,7 +51,7 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """better, worse: the measures by seed. difference: their mean difference, half its confidence interval (NaN for
-    fewer than two seeds). verdict: "reproduced", "not reproduced" or "undecided"."""
+    fewer than two seeds). verdict: one of `VERDICTS`."""
 
     better: tuple[float, ...]
     worse: tuple[float, ...]
@@ -70,7 +71,7 @@ def paired(better: list[float], worse: list[float], higher: bool = False) -> Ver
     half = math.nan
     if count > 1:
         half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * gaps.std(ddof=1) / math.sqrt(count))
-    verdict = "undecided"
+    verdict = "undecided" if count else "not run yet"
     larger = max(abs(float(np.mean(values))) for values in (better, worse)) if count else 0.0
     if count >= _FEWEST and abs(mean) > half and abs(mean) >= _LEAST * larger:
         verdict = "reproduced" if mean < 0 else "not reproduced"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train.thesis import figures, tables
-from train.thesis.claims import CLAIMS, judge
+from train.thesis.claims import CLAIMS, VERDICTS, judge
 from train.thesis.network import EDITOR, GENERATOR
 from train.thesis.pictures import held_out_scene, label_of
 from train.thesis.rows import rows
@@ -72,8 +72,9 @@ def _figure(config: ThesisConfig, name: str, about: str) -> str:
 def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
     seeds = [str(seed) for seed in config.seeds]
     found = [judge(claim.reading, data, seeds).verdict for claim in CLAIMS]
-    counts = [f"{found.count(v)} {v}" for v in ("reproduced", "not reproduced", "undecided")]
-    return f"Of {len(found)} claims: " + ", ".join(counts) + "."
+    counts = [f"{found.count(v)} {v}" for v in VERDICTS if v in found]
+    few = " What this few seeds cannot decide is called undecided." if "undecided" in found else ""
+    return f"Of {len(found)} claims: " + ", ".join(counts) + f".{few}"
 
 
 def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
@@ -83,24 +84,84 @@ def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
         return f"All {total} runs are finished."
     names = sorted({key.split("/")[0] for key in left})
     return (
-        f"**Not finished:** {total - len(left)} of {total} runs are in the tables; missing are seeds of "
-        f"{', '.join(names)}. The same command goes on where it was stopped and writes this page again; a claim "
+        f"\n\n**Not finished:** {total - len(left)} of {total} runs are in the tables; missing are seeds of\n"
+        f"{', '.join(names)}.\nThe same command goes on where it was stopped and writes this page again. A claim "
         "with fewer than three seeds stays undecided."
     )
+
+
+def _results(config: ThesisConfig, data: dict[str, Any]) -> str:
+    """The tables and figures, as far as there is something to show."""
+    seeds = [str(seed) for seed in config.seeds]
+    all_rows, size = rows(config.finetuning.euler), config.pictures
+    parts = []
+    if data["floor"] or data["runs"]:
+        estimates = _figure(config, "estimates.jpg", "estimates")
+        if estimates:
+            estimates += f"\nHeld-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in OpenGL colours.\n"
+        parts.append(f"""## Table 4 and Table 5
+
+{tables.main_table(data, all_rows)}
+
+CV: consistent velocity; FS: fixed start. The paper's numbers are for orientation: other data, other size. The autoencoder is
+small and was trained on logarithmic labels at a higher resolution; what it loses of *true* labels, in the last lines, is a
+floor under every row: at {size.width}x{size.height} a thing before the lens is a few latents wide.
+
+{estimates}
+## Labels
+
+{tables.label_table(data, all_rows)}
+
+## Normals
+
+{tables.normal_table(data)}
+""")
+    losses = _figure(config, "losses.png", "loss, improved") + "\n" + _figure(config, "losses_direct.png", "loss, direct")
+    if losses.strip():
+        parts.append(f"## Loss (Fig. 4)\n\n{losses}")
+    if data["features"]:
+        parts.append(f"""## Features (Fig. 3)
+
+{_figure(config, "features.png", "features")}
+Norm over channels of the answer's half (zeros at the start) behind three blocks, as in the paper, each map on its own scale, seed
+{seeds[0]}; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
+
+{tables.feature_table(data)}
+
+The first rows say how much of the held-out scenes' log-depth a linear reading of one token explains beyond what its place tells
+(R2); the last ones how alike the features of one base are before and after fine-tuning (linear CKA, 1 is the same).
+""")
+    edits = tables.edit_table(data, seeds)
+    if edits:
+        parts.append(f"""## The bases at their own work
+
+{_figure(config, "bases.jpg", "bases")}
+Pairs that neither has seen.
+
+{edits}
+
+Latent errors after {config.finetuning.euler} Euler steps, seeds {", ".join(seeds)}. Where the editor is not below the source
+itself, it has learnt to copy and to repair more than to do what it is told.
+""")
+    rates = tables.rate_table(data)
+    if rates:
+        parts.append(f"""## Learning rates
+
+Latent error on the validation scenes, row 6, seed {config.sweep_seed}:
+
+{rates}
+""")
+    return "\n".join(parts) + ("\n" if parts else "")
 
 
 def document_text(config: ThesisConfig, data: dict[str, Any]) -> str:
     """The whole page."""
     seeds = [str(seed) for seed in config.seeds]
-    all_rows = rows(config.finetuning.euler)
     size, first, second = config.pictures, config.pretraining, config.finetuning
     tokens = size.height * size.width // 256
     net = config.network
     shape = f"Width {net.width}, {net.double_blocks} + {net.single_blocks} blocks."
-    edits = tables.edit_table(data, seeds)
-    estimates = _figure(config, "estimates.jpg", "estimates")
-    if estimates:
-        estimates += f"\nHeld-out scenes, seed {seeds[0]}: what each row says. Near is red; normals in OpenGL colours.\n"
+    link = "[thesis/results.json](thesis/results.json)" if config.results.is_file() else "thesis/results.json"
     return f"""# From editor to estimator, in miniature
 
 The paper says that an image editor makes a better geometry estimator than an image generator, and explains which changes
@@ -109,10 +170,10 @@ be known: two tiny transformers of FLUX's form, alike in every respect but one, 
 
     python -m train thesis
 
-It renders, trains, scores, and writes this page, its figures and [thesis/results.json](thesis/results.json); killed at any time,
-it goes on where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one core. {_state(config, data)}
+It renders, trains, scores, and writes this page, its figures and {link}; killed at any time, it goes on
+where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one core. {_state(config, data)}
 
-{_tally(config, data)} What this few seeds cannot decide is called undecided.
+{_tally(config, data)}
 
 ## What is compared
 
@@ -140,55 +201,7 @@ beside it. The intervals are not corrected for the number of claims.
 
 {tables.claim_table(data, seeds)}
 
-## Table 4 and Table 5
-
-{tables.main_table(data, all_rows)}
-
-CV: consistent velocity; FS: fixed start. The paper's numbers are for orientation: other data, other size. The autoencoder is
-small and was trained on logarithmic labels at a higher resolution, and what it loses of *true* labels is a floor under every
-row, highest for uniform labels: at {size.width}x{size.height} a thing before the lens is a few latents wide.
-
-{estimates}
-## Labels
-
-{tables.label_table(data, all_rows)}
-
-## Normals
-
-{tables.normal_table(data)}
-
-## Loss (Fig. 4)
-
-{_figure(config, "losses.png", "loss, improved") or "Not there yet."}
-{_figure(config, "losses_direct.png", "loss, adapted directly")}
-## Features (Fig. 3)
-
-{_figure(config, "features.png", "features")}
-Norm over channels of the answer's half (zeros at the start) behind three blocks, as in the paper, each map on its own scale, seed
-{seeds[0]}; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
-
-{tables.feature_table(data)}
-
-The first rows say how much of the held-out scenes' log-depth a linear reading of one token explains beyond what its place tells
-(R2); the last ones how alike the features of one base are before and after fine-tuning (linear CKA, 1 is the same).
-
-## The bases at their own work
-
-{_figure(config, "bases.jpg", "bases")}
-Pairs that neither has seen.
-
-{edits}
-
-Latent errors after {second.euler} Euler steps, seeds {", ".join(seeds)}. Where the editor is not below the source itself, it has learnt to
-copy and to repair more than to do what it is told.
-
-## Learning rates
-
-Latent error on the validation scenes, row 6, seed {config.sweep_seed}:
-
-{tables.rate_table(data)}
-
-## What this cannot say
+{_results(config, data)}## What this cannot say
 
 The bases have seen a thousand pairs of procedural pictures, not a billion photographs: what a generator knows of the world from
 words, and an editor from real edits, is not here. Step1X-Edit was itself made out of FLUX; the twins here begin alike and

@@ -137,7 +137,7 @@ def _number(value: float) -> str:
 
 def _told(verdict: Verdict, names: Sequence[str]) -> str:
     if not verdict.better:
-        return "not run yet"
+        return "-"
     text = f"{names[0]} {_number(float(np.mean(verdict.better)))}, {names[1]} {_number(float(np.mean(verdict.worse)))}"
     if not math.isnan(verdict.half):
         low, high = verdict.difference - verdict.half, verdict.difference + verdict.half
