@@ -67,6 +67,7 @@ def dry(place: Path) -> dict[str, list[str]]:
         "convert": [lora, out, "--to", "diffusers"],
         "predict": [NANO, str(place / "photo.png"), "--output", out],
         "evaluate": ["--data", str(place), "--checkpoint", NANO, "--out", out],
+        "thesis": [],
         "nano": ["--out", out, "--work", out],
         "score-nano": [NANO, "--scenes", "3"],
     }
