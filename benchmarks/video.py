@@ -29,6 +29,11 @@ KINDS = {
 }
 """Name: labels of the embedded model, pictures used, two passes."""
 
+_REASON = (
+    "Where *best* is no smaller than *without*, no scale can help: from frame to frame such a network changes the shape "
+    "of the scene by more than Eq. 7 changes its scale, and what is solved from it can only be worse."
+)
+
 
 def measure(number: int, height: int, width: int, frames: int = 60, noise: float = 0.01) -> dict[str, float]:
     """Spreads of one clip, and how many cuts were seen where there is none."""
@@ -85,7 +90,7 @@ def main() -> None:
             f"video_{width}",
             "Video: depth of fixed points over time",
             f"{arguments.scenes} clips of 60 frames at {width}x{height}, noise 0.01 of the label; standard deviation "
-            "of ln depth, median / 90th percentile over clips.\n\n" + table(found).markdown(),
+            "of ln depth, median / 90th percentile over clips.\n\n" + table(found).markdown() + "\n\n" + _REASON,
             f"python -m benchmarks.video --scenes {arguments.scenes} --sizes {width}x{height} --write",
             arguments.write,
             f"{machine()}, {versions('torch')}",
