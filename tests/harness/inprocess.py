@@ -48,6 +48,8 @@ def import_comfyui(base: Path | None = None, flags: Sequence[str] = ("--cpu",)) 
     finally:
         sys.argv = command_line
     importlib.import_module("folder_paths")
+    # Early, as main.py does: ComfyUI's `nodes` puts its folder `comfy` first on the path, which has another `utils`.
+    importlib.import_module("utils.extra_config")
     return tree
 
 
