@@ -23,18 +23,14 @@ MODEL = MODELS / "fe2e-nano.safetensors"
 
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
+    # A fifth of the scenes of the card, so that it takes seconds: the card's own ratios are `train score-nano`'s.
     return compare(MODEL, scenes=40, training_scenes=200)
 
 
 def test_much_better_than_the_best_blind_guess_on_held_out_scenes(comparison: Comparison):
-    assert comparison.abs_rel_ratio <= 0.68, comparison.table()
-    assert comparison.angle_ratio <= 0.60, comparison.table()
+    assert comparison.abs_rel_ratio <= 0.53, comparison.table()
+    assert comparison.angle_ratio <= 0.5, comparison.table()
     assert comparison.model.delta1 > 1.15 * comparison.guess.delta1
-
-
-@pytest.mark.xfail(strict=True, reason="the goal; 200 scenes give 0.608 and 0.543 (models/README.md): train longer")
-def test_half_the_error_of_the_best_blind_guess(comparison: Comparison):
-    assert comparison.abs_rel_ratio <= 0.5 and comparison.angle_ratio <= 0.5, comparison.table()
 
 
 def test_card_numbers_are_the_scored_ones():
