@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Page, Response, sync_playwright
+from playwright.sync_api import Browser, Page, Response, sync_playwright
 
 #: Chromium must run without a GPU or a sandbox (CI runs as root), and must not talk to anyone but the server.
 #: A rule of its own instead of intercepted requests: those wait while a test waits for the server.
@@ -184,22 +184,28 @@ class Frontend:
 
 
 @contextmanager
-def open_frontend(
-    url: str, browser_path: str, width: int = 1600, height: int = 900
-) -> Iterator[Frontend]:
-    """Opens the frontend that the server at `url` serves, and closes the browser afterwards."""
-    console: list[str] = []
-
+def open_browser(path: str) -> Iterator[Browser]:
+    """Starts the Chromium at `path`. Only one at a time: Playwright's synchronous interface is one to a thread."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=ARGUMENTS, headless=True)
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, headless=True)
         try:
-            page = browser.new_page(viewport={"width": width, "height": height})
-            page.set_default_timeout(TIMEOUT_MS)
-            page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
-            page.goto(url, wait_until="load")
-            page.wait_for_function(_READY)
-            if not page.evaluate(_SETTLE):
-                raise RuntimeError("the frontend keeps replacing the graph; it did not finish starting")
-            yield Frontend(page, console)
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def open_frontend(url: str, browser: Browser, width: int = 1600, height: int = 900) -> Iterator[Frontend]:
+    """Opens the frontend that the server at `url` serves, in a page with settings of its own, and closes it."""
+    console: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": height})
+    try:
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("console", lambda message: console.append(f"{message.type}: {message.text}"))
+        page.goto(url, wait_until="load")
+        page.wait_for_function(_READY)
+        if not page.evaluate(_SETTLE):
+            raise RuntimeError("the frontend keeps replacing the graph; it did not finish starting")
+        yield Frontend(page, console)
+    finally:
+        page.close()

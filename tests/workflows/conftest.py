@@ -30,17 +30,24 @@ def server(comfy_server: ComfyServer) -> ComfyServer:
 
 
 @pytest.fixture(scope="session")
-def frontend(server: ComfyServer) -> Iterator:
-    """ComfyUI's page in a headless Chromium. Without a browser the tests are skipped, on the CI machine they
-    fail.
-    """
-    from tests.harness.browser import find_browser, open_frontend
+def browser() -> Iterator:
+    """A headless Chromium. Without one the tests are skipped, on the CI machine they fail."""
+    from tests.harness.browser import find_browser, open_browser
 
-    browser = find_browser()
-    if browser is None:
+    path = find_browser()
+    if path is None:
         message = "no Chromium found (install the package `chromium`, or set FE2E_CHROMIUM to one)"
         if os.environ.get("FE2E_REQUIRE_BROWSER"):
             pytest.fail(message)
         pytest.skip(message)
+    with open_browser(path) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def frontend(server: ComfyServer, browser) -> Iterator:
+    """ComfyUI's page in that browser."""
+    from tests.harness.browser import open_frontend
+
     with open_frontend(server.url, browser) as page:
         yield page

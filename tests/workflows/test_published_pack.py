@@ -5,7 +5,6 @@ common module names, in a ComfyUI without any model. Everything that the interfa
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -67,14 +66,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]
 
 
 @pytest.fixture(scope="module")
-def page(published: ComfyServer) -> Iterator:
-    from tests.harness.browser import find_browser, open_frontend
+def page(published: ComfyServer, browser) -> Iterator:
+    from tests.harness.browser import open_frontend
 
-    browser = find_browser()
-    if browser is None:
-        if os.environ.get("FE2E_REQUIRE_BROWSER"):
-            pytest.fail("no Chromium found")
-        pytest.skip("no Chromium found")
     with open_frontend(published.url, browser) as frontend:
         yield frontend.page
 

@@ -139,7 +139,7 @@ def _scores(key: str, better: str, worse: str, name: str, higher: bool = False) 
 def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str]) -> Claim:
     """A claim on the depth of two rows with the same labels: also told in latents."""
     others = (
-        _scores("delta1", better, worse, "δ1", higher=True),
+        _scores("delta1", better, worse, "\u03b41", higher=True),
         Reading("latent error", latent(better), latent(worse)),
     )
     return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)
@@ -148,7 +148,7 @@ def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str]
 def _labels(text: str, better: str, worse: str, names: tuple[str, str], where: str = "3.4, Table 4") -> Claim:
     """A claim on two kinds of labels: also told without the fit."""
     others = (
-        _scores("delta1", better, worse, "δ1", higher=True),
+        _scores("delta1", better, worse, "\u03b41", higher=True),
         _scores("range_abs_rel", better, worse, "AbsRel by the true percentiles"),
     )
     return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)

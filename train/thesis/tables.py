@@ -63,7 +63,7 @@ def main_table(data: Data, rows: Sequence[Row]) -> str:
             title = "guess without looking" if key == "guess" else "autoencoder alone"
             cells = [f"{scores[d][k]:.3f}" for d, k in keys]
             lines.append([title, "-", "log" if key == "guess" else key, *cells, "-", "-", "-"])
-    header = ("row", "base", "labels", "outdoor AbsRel", "δ1", "indoor AbsRel", "δ1", "latent error", "seeds",
+    header = ("row", "base", "labels", "outdoor AbsRel", "\u03b41", "indoor AbsRel", "\u03b41", "latent error", "seeds",
               "paper, KITTI / ETH3D AbsRel, %")  # fmt: skip
     return table(header, lines)
 
@@ -78,7 +78,7 @@ def label_table(data: Data, rows: Sequence[Row]) -> str:
         floor = data["floor"].get(row.labels)
         if floor:
             lines.append([f"autoencoder alone, {row.labels}", *(f"{floor[d][k]:.3f}" for d, k in keys)])
-    header = ("labels", "AbsRel, fitted", "AbsRel, true percentiles", "δ1, true percentiles", "outdoor, nearer than 1 m",
+    header = ("labels", "AbsRel, fitted", "AbsRel, true percentiles", "\u03b41, true percentiles", "outdoor, nearer than 1 m",
               "outdoor, beyond 20 m")  # fmt: skip
     return table(header, lines)
 
