@@ -175,7 +175,7 @@ class Finetuning:
                 loss = losses[0] + losses[1] + self.config.dispersive.weight * losses[2]
                 parts = [part.detach().float().cpu() for part in losses]
                 of = ", ".join(f"{name} {part:g}" for name, part in zip(_LOSSES, parts, strict=True))
-                self._check_finite(f"loss ({of})", float(loss), names[-1])
+                self._check_finite(f"loss ({of})", float(loss.detach()), names[-1])
                 (loss / training.accumulate).backward()
             sums += torch.stack(parts) / training.accumulate
         self.processes.exchange()
