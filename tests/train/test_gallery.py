@@ -65,5 +65,5 @@ def test_the_page_names_maker_licence_and_the_error_of_a_scene(tmp_path: Path) -
         assert (tmp_path / name).stat().st_size <= LIMIT
         with Image.open(tmp_path / name) as image:
             assert image.width == width
-    assert re.search(r"\*\*A cup of coffee\.\*\* Nearer and farther: \d of 6 pairs right", page)
+    assert re.search(r"\*\*A cup of coffee\.\*\* .*Nearer and farther: \d of 6 pairs right", page)
     assert "Rachel Michetti, CC0" in page and re.search(r"\| held-out scene 0 \| 0\.\d{3} \| \d+\.\d \|", page)
