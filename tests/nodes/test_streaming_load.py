@@ -1,4 +1,7 @@
-"""Host memory while loading: the resulting model, the largest tensor and one gigabyte, measured on 3 GB of weights."""
+"""Host memory while loading: the resulting model, the largest tensor and one gigabyte, measured on 3 GB of weights.
+
+Everything that is mapped or allocated while loading counts; the pages of libraries that were there before do not.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from tests.harness.golden import GoldenConfig, dit_shapes, lora_weights, vae_wei
 LARGE = GoldenConfig(hidden=1536, depth=9, single=22, llm=128, ctx=256, ctx_heads=2, rank=16, alpha=16.0, lora=True)
 
 LOAD = """
-import json, resource, sys
+import json, sys
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.harness import inprocess
 inprocess.import_comfyui()
@@ -26,11 +30,16 @@ import torch
 torch.set_num_threads(1)
 loading = inprocess.pack_module("nodes.loading")
 folder, lora, dtype = sys.argv[2:5]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def memory(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+
+# Pages of torch's and ComfyUI's own files, which are the disk's cache and differ from machine to machine.
+libraries, before = memory("RssFile"), memory("RssAnon")
 with torch.inference_mode():
     model = loading.load_parts(f"{folder}/step1x.safetensors", f"{folder}/lora.safetensors" if lora else None, 1.0,
                                f"{folder}/ae.safetensors", f"{folder}/no_info.npz", dtype)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = memory("VmHWM") - libraries
 state = model.patcher.model.diffusion_model.state_dict()
 print(json.dumps({"before": before, "peak": peak, "model": sum(t.numel() * t.element_size() for t in state.values()),
                   "parameters": sum(t.numel() for t in state.values())}))
