@@ -101,6 +101,8 @@ def runs(checkpoints, tmp_path_factory) -> dict[str, Trained]:
 
 def test_training_makes_scenes_it_never_saw_better(runs):
     before, after = runs["whole"].scores
+    for key in ("abs_rel", "angle"):
+        print(f"{key}: {before[key]:.4f} untrained, {after[key]:.4f} trained, ratio {after[key] / before[key]:.3f}")
     assert (before["step"], after["step"]) == (0, 200)
     assert after["abs_rel"] <= 0.9 * before["abs_rel"]
     assert after["angle"] <= 0.9 * before["angle"]
