@@ -11,32 +11,22 @@ import os
 import random
 import resource
 import signal
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from fe2e_core.checkpoint import CheckpointInfo, write_checkpoint
-from fe2e_core.conditioning import Conditioning
-from fe2e_core.folding import fold, modulation_input
 from fe2e_core.keymaps import flux_to_diffusers
 from fe2e_core.lora import Merged
 from fe2e_core.tensorfile import TensorFile
-from tests.harness.golden import GoldenConfig, dit_weights, vae_weights
+from tests.train.tiny_run import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
 from train import run_state
 from train.cache import CacheConfig
 from train.convert import read_lora
-from train.data.loader import GivenBatch
-from train.data.procedural import ProceduralConfig
-from train.data.settings import DataConfig, WeightedSource
 from train.dispersive import DispersiveConfig
-from train.encoding import EncodedBatch
 from train.engine import Finetuning
-from train.journal import read_journal
 from train.recipe import (
     BaseFiles,
     FinetuneConfig,
@@ -47,43 +37,8 @@ from train.recipe import (
     WatchConfig,
 )
 
-GOLDEN = GoldenConfig(hidden=128, depth=1, single=2, ctx=32)
 
-
-@pytest.fixture(scope="module")
-def bases(tmp_path_factory) -> dict[str, Path]:
-    """The golden network at its smallest as an FE2E checkpoint, whole and folded."""
-    folder = tmp_path_factory.mktemp("bases")
-    weights = {k: v.float() for k, v in dit_weights(GOLDEN, connector=False).items()}
-    vae = {k: v.float() for k, v in vae_weights(GOLDEN).items()}
-    generator = torch.Generator().manual_seed(0)
-    conditioning = Conditioning(
-        torch.randn(1, 3, 32, generator=generator), torch.randn(1, 768, generator=generator)
-    )
-    silu_vec = modulation_input(weights, conditioning, torch.float32)
-    paths = {}
-    for name, tensors in (("whole", weights), ("folded", fold(weights, silu_vec))):
-        paths[name] = folder / f"{name}.safetensors"
-        write_checkpoint(paths[name], CheckpointInfo(name=name), tensors, vae, conditioning, silu_vec)
-    return paths
-
-
-def configuration(base: Path, out: Path, **changes) -> FinetuneConfig:
-    source = WeightedSource("procedural", "procedural", 1.0, ProceduralConfig(32, 48, scenes=6))
-    training = Training(steps=4, warmup=0, learning_rate=3e-3, save_every=1, keep=2)
-    values = {
-        "name": "run", "out": str(out), "base": BaseFiles(checkpoint=str(base), dtype="fp32"),
-        "data": DataConfig((source,), batch=2, workers=0), "lora": LoraShape(rank=4, alpha=2.0),
-        "dispersive": DispersiveConfig(block=1), "training": training, "watch": WatchConfig(tensorboard=False),
-    }  # fmt: skip
-    return FinetuneConfig(**(values | changes))
-
-
-def trained(run: Finetuning) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in run.trained}
-
-
-def test_a_run_learns_and_exports_what_it_trained(bases, tmp_path):
+def test_a_run_learns_and_exports_what_it_trained(bases, tmp_path):  # noqa: F811
     config = configuration(
         bases["whole"], tmp_path, training=Training(steps=12, warmup=0, learning_rate=3e-3, keep=2)
     )
@@ -113,7 +68,7 @@ def test_a_run_learns_and_exports_what_it_trained(bases, tmp_path):
         assert bool(layer.get_delta_weight("default").any())
 
 
-def test_resuming_gives_the_same_bits(bases, tmp_path):
+def test_resuming_gives_the_same_bits(bases, tmp_path):  # noqa: F811
     straight = Finetuning(configuration(bases["whole"], tmp_path / "a"))
     straight.run()
     parted = configuration(bases["whole"], tmp_path / "b")
@@ -161,7 +116,7 @@ def written(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_run_killed_ten_times_goes_on_to_the_same_bits(bases, tmp_path):
+def test_a_run_killed_ten_times_goes_on_to_the_same_bits(bases, tmp_path):  # noqa: F811
     begun = time.monotonic()
     straight = Finetuning(everything_on(bases["whole"], tmp_path / "a"))
     started = time.monotonic() - begun
@@ -202,120 +157,7 @@ def test_a_run_killed_ten_times_goes_on_to_the_same_bits(bases, tmp_path):
         assert (folder / name).read_text() == (straight.config.folder / name).read_text()
 
 
-def frozen_numbers(run: Finetuning) -> int:
-    """How many numbers of the base this process holds."""
-    parameters = [p for p in run.base.transformer.parameters() if not p.requires_grad]
-    return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
-
-
-def _process(rank: int, act: Callable[[Finetuning, int, str], None], config: FinetuneConfig, port: int, folder: str) -> None:
-    """One of two processes of a run, as `accelerate launch` would start it."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    # The parent's OpenMP threads do not exist in a forked child, which would wait for them for ever.
-    torch.set_num_threads(1)
-    for state in (AcceleratorState, PartialState, GradientState):
-        state._shared_state.clear()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1"}  # fmt: skip
-    run = Finetuning(config)
-    assert run.accelerator.num_processes == 2
-    act(run, rank, folder)
-    torch.distributed.destroy_process_group()
-
-
-def in_two_processes(act: Callable[[Finetuning, int, str], None], config: FinetuneConfig, folder: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_process, (act, config, port, str(folder)), nprocs=2, start_method="fork")
-
-
-def _train(run: Finetuning, rank: int, folder: str) -> None:
-    reports = []
-    run.run(reports.append)
-    found = ({k: p.detach() for k, p in run.trained}, [dataclasses.asdict(r) for r in reports], frozen_numbers(run))
-    torch.save(found, f"{folder}/{rank}.pt")
-
-
-def _train_on_a_bad_picture(run: Finetuning, rank: int, folder: str) -> None:
-    """Only the second process gets one, in its second step; its name and what was raised are left in files."""
-    encoded = run._encoded
-
-    def spoiled(given: GivenBatch) -> EncodedBatch:
-        batch = encoded(given)
-        if rank == 1 and given.number == 1:
-            Path(folder, "bad").write_text(batch.names[0])
-            batch.depth[0, 0, 0, 0] = torch.inf
-        return batch
-
-    run._encoded = spoiled
-    with pytest.raises(FloatingPointError) as caught:
-        run.run()
-    Path(folder, f"raised{rank}").write_text(str(caught.value))
-
-
-def test_a_bad_number_in_one_process_stops_all_and_names_its_picture(bases, tmp_path):
-    in_two_processes(_train_on_a_bad_picture, configuration(bases["whole"], tmp_path), tmp_path)
-    first, second = ((tmp_path / f"raised{rank}").read_text() for rank in range(2))
-    assert first == second
-    assert first.startswith("step 2: the loss (depth nan, ")
-    assert f"in batch 1 ({(tmp_path / 'bad').read_text()})" in first
-
-
-@pytest.mark.parametrize(
-    ("objective", "base"),
-    [
-        (Objective(), {}),
-        (Objective(start="noise", time="random", joint=False, steps=2), {"shard": True}),
-        (Objective(), {"shard": True, "dtype": "fp8", "fold": True}),
-    ],
-)
-def test_two_processes_give_the_curve_of_one_with_the_same_batch(bases, tmp_path, objective, base):
-    files = BaseFiles(**({"checkpoint": str(bases["whole"]), "dtype": "fp32"} | base))
-    # a base in eight bits is computed in BF16, where the sums of one picture and of two round differently
-    rounding = 1e-5 if files.dtype == "fp32" else 5e-3
-
-    def config(out: str) -> FinetuneConfig:
-        config = configuration(bases["whole"], tmp_path / out, objective=objective,
-                               lora=LoraShape(rank=4, alpha=2.0, constants=files.fold),
-                               dispersive=DispersiveConfig(block=1, source="gather"),
-                               validation=ValidationConfig(every=3, pictures=3))  # fmt: skip
-        training = dataclasses.replace(config.training, steps=3, accumulate=1 if files.fold else 2)
-        return dataclasses.replace(config, base=files, training=training)
-
-    in_two_processes(_train, config("two"), tmp_path)
-    one = Finetuning(config("one"))
-    reports = []
-    one.run(reports.append)
-    scores = [read_journal(tmp_path / out / "run" / "validation.jsonl") for out in ("one", "two")]
-    assert [row["step"] for row in scores[0]] == [0, 3]
-    for row, other in zip(*scores, strict=True):
-        assert other == pytest.approx(row, rel=rounding, abs=1e-3)  # delta1 counts pixels
-    for rank in range(2):
-        tensors, curve, held = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for report, other in zip(reports, curve, strict=True):
-            for key in ("depth", "normal", "dispersive", "gradient"):
-                assert other[key] == pytest.approx(getattr(report, key), rel=rounding, abs=1e-6), (
-                    report.step,
-                    key,
-                )
-        # Adam divides by the gradient's size: where it is nearly nothing, its rounding shows
-        close = [
-            torch.isclose(tensors[name], value, atol=1e-3, rtol=1e-3).float().mean()
-            for name, value in trained(one).items()
-        ]
-        assert float(torch.stack(close).mean()) > 0.99
-        share = held / frozen_numbers(one)
-        assert share < 0.52 if files.shard else share == 1
-    with TensorFile(tmp_path / "two/run/run.safetensors") as file:
-        exported = {key: file[key] for key in file}
-    with TensorFile(tmp_path / "one/run/run.safetensors") as file:
-        assert exported.keys() == set(file)
-        assert all(exported[key].shape == file[key].shape for key in file)
-
-
-def test_queue_and_accumulation_resume_exactly(bases, tmp_path):
+def test_queue_and_accumulation_resume_exactly(bases, tmp_path):  # noqa: F811
     def config(out: Path) -> FinetuneConfig:
         return configuration(bases["whole"], out, dispersive=DispersiveConfig(block=1, source="queue", queue=3),
                              training=Training(steps=3, warmup=1, accumulate=2, schedule="cosine", save_every=1))  # fmt: skip
@@ -334,7 +176,7 @@ def test_queue_and_accumulation_resume_exactly(bases, tmp_path):
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
-def test_a_folded_base_trains_its_constants_and_exports_them_exactly(bases, tmp_path):
+def test_a_folded_base_trains_its_constants_and_exports_them_exactly(bases, tmp_path):  # noqa: F811
     config = configuration(bases["folded"], tmp_path, lora=LoraShape(rank=2, alpha=2.0, constants=True),
                            training=Training(steps=2, warmup=0, learning_rate=1e-2))  # fmt: skip
     run = Finetuning(config)
@@ -352,7 +194,7 @@ def test_a_folded_base_trains_its_constants_and_exports_them_exactly(bases, tmp_
     )
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_batch(bases, tmp_path):
+def test_a_loss_that_is_no_number_stops_and_names_the_batch(bases, tmp_path):  # noqa: F811
     run = Finetuning(configuration(bases["whole"], tmp_path))
     run.run(until=1)
     with torch.no_grad():
@@ -375,7 +217,7 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 # TensorBoard writes in a thread of its own, which ends there with a traceback
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_is_survived(bases, tmp_path, caplog):
+def test_a_full_disk_is_survived(bases, tmp_path, caplog):  # noqa: F811
     def config(out: str, drawn: int) -> FinetuneConfig:
         return configuration(bases["whole"], tmp_path / out, watch=WatchConfig(), cache=CacheConfig(str(tmp_path / f"cache_{out}")),
                              validation=ValidationConfig(every=2, pictures=1, drawn=drawn))  # fmt: skip
@@ -399,7 +241,7 @@ def test_a_full_disk_is_survived(bases, tmp_path, caplog):
 
 @pytest.mark.parametrize("objective", [Objective(start="noise", time="random", joint=False, quantization="uniform", steps=4),
                                        Objective(start="noise", joint=False), Objective(quantization="inverse", joint=False)])  # fmt: skip
-def test_the_other_variants_train(bases, tmp_path, objective):
+def test_the_other_variants_train(bases, tmp_path, objective):  # noqa: F811
     config = configuration(
         bases["whole"], tmp_path, objective=objective, dispersive=DispersiveConfig(weight=0)
     )
@@ -409,7 +251,7 @@ def test_the_other_variants_train(bases, tmp_path, objective):
     assert reports[0].depth > 0
 
 
-def test_a_base_in_eight_bits_folded_on_loading_trains_nearly_like_the_whole_one(bases, tmp_path):
+def test_a_base_in_eight_bits_folded_on_loading_trains_nearly_like_the_whole_one(bases, tmp_path):  # noqa: F811
     curves = {}
     for dtype, fold_it in (("fp32", False), ("fp32", True), ("fp8", True)):
         base = BaseFiles(checkpoint=str(bases["whole"]), dtype=dtype, fold=fold_it)

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.train.test_finetune import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
+from tests.train.tiny_run import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
 from train import cache
 from train.cache import CacheConfig, LatentCache
 from train.data.folder import FolderConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.train.test_finetune import bases  # noqa: F401 - a fixture
+from tests.train.tiny_run import bases  # noqa: F401 - a fixture
 from train.__main__ import main
 from train.journal import read_journal
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.test_finetune import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
+from tests.train.tiny_run import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
 from train.convert import read_lora
 from train.engine import Finetuning
 from train.recipe import BaseFiles, FinetuneConfig, LoraShape, Training

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fe2e_core.quantization import SCHEMES, encode, percentile_range
 from fe2e_core.tensorfile import TensorFile
-from tests.train.test_finetune import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
+from tests.train.tiny_run import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
 from train.data.fixed_set import FixedSet
 from train.data.folder import Folder, FolderConfig
 from train.data.frame import BadFrame, Frame

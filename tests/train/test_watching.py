@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.train.test_finetune import bases, configuration  # noqa: F401 - `bases` is a fixture
+from tests.train.tiny_run import bases, configuration  # noqa: F401 - `bases` is a fixture
 from train.console import RunConsole, pace, span
 from train.engine import Finetuning
 from train.journal import Journal, read_journal
