@@ -122,8 +122,8 @@ class Folder:
         return [str(self._root / pattern.replace(_NAME, self._names[index])) for pattern in patterns]
 
     def fingerprint(self) -> str:
-        """The description."""
-        return f"folder {self._about}"
+        """The description, and which normals count where none are given."""
+        return f"folder {self._about}" if self._about.normal else f"folder {self._about} vouched"
 
     def read(self, index: int) -> Frame:
         """Raises BadFrame for files that are missing, broken or of the wrong kind."""

@@ -5,7 +5,8 @@
     <root>/SceneXX/<condition>/intrinsic.txt  (of the text archive, optional: all pictures share one camera)
 
 The two archives unpack side by side; here they may also lie in two roots. The sky is 65535 (655.35 m), and
-only depth up to 80 m counts. There are no normals: they are derived (`derived_normals`)."""
+only depth up to 80 m counts. There are no normals: they are derived, and where the centimetres of the depth
+do not say them to two degrees, there are none (`vouched_normals`)."""
 
 from __future__ import annotations
 
@@ -89,8 +90,8 @@ class VirtualKitti:
         return [str(picture), str(depth)]
 
     def fingerprint(self) -> str:
-        """What counts as too far, and where surfaces are told apart."""
-        return f"vkitti {self._config.far} {self._config.threshold}"
+        """What counts as too far, where surfaces are told apart, and which normals count."""
+        return f"vkitti {self._config.far} {self._config.threshold} vouched"
 
     def read(self, index: int) -> Frame:
         """Raises BadFrame for files that are missing, broken or of the wrong kind."""
