@@ -22,6 +22,7 @@ from train.scenes import HELD_OUT, Scene, render_scene
 DAMAGES = ("shift", "tilt", "edges", "relief")
 SPACES, TONES = (1.0, 2.0, 4.0), (0.02, 0.06, 0.15)  # pixels; parts of the log range
 _FILTERED = 5
+NOISY, FILTER = "normals 5 degrees off", "bilateral filter, tuned on the answer"
 
 
 def confidence_areas(scene: Scene, seed: int) -> dict[str, float]:
@@ -41,38 +42,51 @@ def confidence_areas(scene: Scene, seed: int) -> dict[str, float]:
     return out
 
 
-def refinement_errors(scene: Scene, seed: int) -> dict[str, float]:
-    """Errors of ln depth before, after and on clean depth, for exact and for noisy normals, and of the filter."""
+def _error(depth: torch.Tensor, scene: Scene) -> float:
+    """Mean |error of ln depth| up to one scale."""
+    miss = (torch.log(depth) - torch.log(scene.depth))[scene.mask]
+    return float((miss - miss.median()).abs().mean())
 
-    def error(depth: torch.Tensor) -> float:
-        miss = (torch.log(depth) - torch.log(scene.depth))[scene.mask]
-        return float((miss - miss.median()).abs().mean())
+
+def refinement_errors(scene: Scene, seed: int) -> dict[str, float]:
+    """Errors of ln depth after over before, and on clean depth, for exact and for noisy normals."""
 
     def refined(depth: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
         return refine_depth(depth[None], normal[None], scene.mask[None], scene.intrinsics[None])[0]
 
     depth = spoiled_depth(scene.depth, scene.mask, seed)
-    before = error(depth)
+    before = _error(depth, scene)
     out = {}
-    for name, normal in (
-        ("exact normals", scene.normal),
-        ("normals 5 degrees off", noisy_normals(scene.normal, 5.0, seed)),
-    ):
-        out[f"ratio/{name}"] = error(refined(depth, normal)) / before
-        out[f"clean/{name}"] = 100 * error(refined(scene.depth, normal))
-    if seed % _FILTERED == 0:
-        _, log_range = eq7_label(scene.depth, scene.mask)
-        logs = torch.log(depth.clamp_min(1e-3))
-        tried = (bilateral(logs, scene.mask, s, t * log_range) for s in SPACES for t in TONES)
-        out["ratio/bilateral filter, tuned on the answer"] = min(error(d) for d in tried) / before
-        out["win"] = float(out["ratio/normals 5 degrees off"] < out["ratio/bilateral filter, tuned on the answer"])
+    for name, normal in (("exact normals", scene.normal), (NOISY, noisy_normals(scene.normal, 5.0, seed))):
+        out[f"ratio/{name}"] = _error(refined(depth, normal), scene) / before
+        out[f"clean/{name}"] = 100 * _error(refined(scene.depth, normal), scene)
     return out
 
 
-def measure(number: int, height: int, width: int) -> dict[str, float]:
-    """All figures of one scene."""
-    scene = render_scene(HELD_OUT + number, height, width)
-    return {**confidence_areas(scene, number), **refinement_errors(scene, number)}
+def filter_error(scene: Scene, seed: int) -> float:
+    """Error of ln depth after over before, of the bilateral filter with the best of its widths."""
+    depth = spoiled_depth(scene.depth, scene.mask, seed)
+    _, log_range = eq7_label(scene.depth, scene.mask)
+    logs = torch.log(depth.clamp_min(1e-3))
+    tried = (bilateral(logs, scene.mask, s, t * log_range) for s in SPACES for t in TONES)
+    return min(_error(d, scene) for d in tried) / _error(depth, scene)
+
+
+def confidence(number: int, height: int, width: int) -> dict[str, float]:
+    """ROC areas of one scene."""
+    return confidence_areas(render_scene(HELD_OUT + number, height, width), number)
+
+
+def refinement(number: int, height: int, width: int) -> dict[str, float]:
+    """Errors of refinement of one scene."""
+    return refinement_errors(render_scene(HELD_OUT + number, height, width), number)
+
+
+def bilateral_filter(number: int, height: int, width: int) -> dict[str, float]:
+    """Error of the tuned filter, in every fifth scene."""
+    if number % _FILTERED:
+        return {}
+    return {f"ratio/{FILTER}": filter_error(render_scene(HELD_OUT + number, height, width), number)}
 
 
 def _low(values: list[float]) -> list[str]:
@@ -92,7 +106,8 @@ def tables(found: dict[str, list[float]]) -> str:
     named = {k.split("/", 1)[1]: v for k, v in found.items() if k.startswith("ratio/")}
     ratios = [[name, *_high(values, 3)] for name, values in named.items()]
     clean = [[k.split("/", 1)[1], *_high(v, 3)] for k, v in found.items() if k.startswith("clean/")]
-    wins = found.get("win", [])
+    pairs = zip(named[NOISY][::_FILTERED], named[FILTER], strict=True)
+    wins = [ours < theirs for ours, theirs in pairs]
     return "\n\n".join(
         [
             Table(("confidence, ROC area", "median", "10th percentile", "least", "scenes"), areas).markdown(),
@@ -113,7 +128,9 @@ def main() -> None:
     add_scene_arguments(parser, 100)
     arguments = parser.parse_args()
     for height, width in sizes(arguments.sizes):
-        found = over_scenes(measure, arguments.scenes, height, width, arguments.workers, arguments.keep)
+        found = {}
+        for measure in (confidence, refinement, bilateral_filter):
+            found |= over_scenes(measure, arguments.scenes, height, width, arguments.workers, arguments.keep)
         section(
             f"operators_{width}",
             f"Confidence and refinement, {width}x{height}",

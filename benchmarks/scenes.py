@@ -53,7 +53,9 @@ def over_scenes(
     keep: a folder; what it holds of this measurement at this size is taken from it, the rest is added line by
     line.
     """
-    path = None if keep is None else keep / f"{Path(inspect.getfile(measure)).stem}_{width}x{height}.jsonl"
+    kind = "" if measure.__name__ == "measure" else f"_{measure.__name__}"
+    stem = Path(inspect.getfile(measure)).stem + kind
+    path = None if keep is None else keep / f"{stem}_{width}x{height}.jsonl"
     known: dict[int, dict[str, float]] = {}
     if path is not None and path.is_file():
         known = {line["scene"]: line["figures"] for line in map(json.loads, path.read_text().splitlines())}

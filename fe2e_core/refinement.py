@@ -1,9 +1,11 @@
 """Depth made consistent with the normals: they know slopes well, the depth knows where things are.
 
-The unknown is ln depth. On a surface with normal n the step between two pixels with rays r_i and r_j is
-ln(n . r_i) - ln(n . r_j), exact on planes at any angle. Links ask for these steps, a weak data term asks
-for the given depth; links over a jump, and data of a pixel that sticks out, lose their weight. Within about
-`reach` the result follows the normals, beyond it the given depth.
+The unknown is the correction of ln depth. On a surface with normal n the step between two pixels with rays r_i
+and r_j is ln(n . r_i) - ln(n . r_j), exact on planes at any angle, and links ask for these steps. Everywhere a
+weak bridge asks that the correction goes on as it is, so that a surface beside a jump, or one too grazing for its
+normals to say much, moves along with what is beside it: an error that is smooth over the picture does not stop at
+silhouettes. A still weaker data term holds on to the given depth. How weak both are follows from the angle by
+which depth and normals contradict each other: depth that agrees with its normals is left alone.
 """
 
 from __future__ import annotations
@@ -18,21 +20,26 @@ from torch import Tensor
 from .geometry import pixel_rays
 from .grid_solver import GridSystem, solve
 
-_GRAZING = 0.06  # cosine below which a normal says nothing about the step
+_GRAZING = 0.04  # cosine below which a normal says nothing about the step
+_BRIDGE = 0.01  # of a facing surface's link, where depth and normals contradict each other by _USUAL
+_USUAL = 15.0  # degrees; from here on only the ratio of bridge and data matters
+_BASELINE = 8  # pixels over which slopes are compared, so that the noise of single pixels has no say
+_SLANTED = 0.1  # weight of a link below which it has no say in the comparison
 
 
 @dataclass(frozen=True)
 class RefinementOptions:
-    """reach: fraction of the picture's longer side within which normals decide, larger changes more. edge:
-    jump in fractions of the log range from which neighbours count as separate surfaces. slope_degrees:
-    error of normals that is not yet a jump. rounds: of reweighting. iterations: of the solver in each.
+    """reach: fraction of the picture's longer side over which the depth's error is thought to be alike; larger
+    changes more. edge: jump in fractions of the log range from which neighbours count as separate surfaces.
+    slope_degrees: error of normals that is not yet a jump. rounds: of reweighting. iterations: of the solver
+    in each.
     """
 
     reach: float = 0.4
     edge: float = 0.006
     slope_degrees: float = 10.0
     rounds: int = 3
-    iterations: int = 6
+    iterations: int = 10
 
     def __post_init__(self) -> None:
         if not 0 < self.reach <= 10 or not self.edge > 0 or self.rounds < 1 or self.iterations < 1:
@@ -66,39 +73,61 @@ def refine_depth(
     rays = pixel_rays(height, width, intrinsics).to(given)
     log_range = _spread(given, mask)
     focal = float(intrinsics[..., 0, 0].mean()) * width
-
-    steps, weights, widths = [], [], []
-    for dim in (2, 1):
-        step, weight = _expected_steps(normal.float(), rays, dim)
-        both = _first(mask, dim) & _second(mask, dim)
-        steps.append(step)
-        weights.append(weight * both)
-        # a normal off by slope_degrees changes the step by about angle / (focal cosine^2)
-        slack = math.radians(options.slope_degrees) / focal / weight.sqrt().clamp_min(_GRAZING**2)
-        widths.append(options.edge * log_range + slack)
-
     calm = _median(_median(given, mask), mask)
-    sticking = ((given - calm) / (options.edge * log_range)).square()
-    trust = 1 / (1 + sticking) if confidence is None else confidence.clamp(1e-3, 1) / (1 + sticking)
-    data = mask * trust / (options.reach * max(height, width)) ** 2
-    # the solver's unknowns outside the mask are tied to their value, they have no links
-    data = torch.where(mask, data, torch.ones_like(data))
+    trust = mask.to(given) if confidence is None else mask * confidence.clamp(1e-3, 1)
 
-    current, judged = given, calm
+    links = [_Links.build(given, calm, normal.float(), rays, mask, dim) for dim in (2, 1)]
+    contradiction = _contradiction(calm, links, focal)
+    firm = (math.radians(_USUAL) / contradiction).square().clamp(1.0, 1e4)
+    sticking = ((given - calm) / (options.edge * log_range)).square()
+    data = trust / (1 + sticking) * _BRIDGE * firm / (options.reach / 2 * max(height, width)) ** 2
+    # where there is no depth the correction is only passed on
+    passing = torch.where(mask, trust, torch.ones_like(trust))
+    bridges = [_BRIDGE * firm * torch.minimum(_first(passing, dim), _second(passing, dim)) for dim in (2, 1)]
+
+    correction, judged = torch.zeros_like(given), calm
     for _ in range(options.rounds):
-        links = []
-        for dim, step, weight, spread in zip((2, 1), steps, weights, widths, strict=True):
-            miss = _second(judged, dim) - _first(judged, dim) - step
-            links.append(weight / (1 + (miss / spread).square()).square())
-        system = GridSystem.build(links[0], links[1], data)
-        rhs = data * given
-        for dim, step, link in zip((2, 1), steps, links, strict=True):
-            push = link * step
-            _second(rhs, dim).add_(push)
-            _first(rhs, dim).sub_(push)
-        current = solve(system, rhs, current, options.iterations)
-        judged = current
-    return torch.where(mask, torch.exp(current), depth.float()).to(depth.dtype)
+        weights, rhs = [], torch.zeros_like(given)
+        for link, bridge in zip(links, bridges, strict=True):
+            weight = link.weights(judged, options.edge * log_range, math.radians(options.slope_degrees) / focal)
+            weights.append(weight + bridge)
+            push = weight * (link.step - link.given) + bridge * link.carried
+            _second(rhs, link.dim).add_(push)
+            _first(rhs, link.dim).sub_(push)
+        system = GridSystem.build(weights[0], weights[1], data)
+        correction = solve(system, rhs, correction, options.iterations)
+        judged = given + correction
+    return torch.where(mask, torch.exp(judged), depth.float()).to(depth.dtype)
+
+
+@dataclass(frozen=True)
+class _Links:
+    """Links between neighbours along `dim` of (B, H, W). step: of ln depth that the normals expect; weight: of
+    that, 0 where they know nothing; given: step of the given ln depth; carried: what a bridge asks the
+    correction to do, which is nothing but to undo single pixels.
+    """
+
+    dim: int
+    step: Tensor
+    weight: Tensor
+    given: Tensor
+    carried: Tensor
+
+    @staticmethod
+    def build(given: Tensor, calm: Tensor, normal: Tensor, rays: Tensor, mask: Tensor, dim: int) -> _Links:
+        step, weight = _expected_steps(normal, rays, dim)
+        both = _first(mask, dim) & _second(mask, dim)
+        found = _second(given, dim) - _first(given, dim)
+        carried = _second(calm, dim) - _first(calm, dim) - found
+        return _Links(dim, step, weight * both, found, torch.where(both, carried, torch.zeros_like(carried)))
+
+    def weights(self, judged: Tensor, edge: Tensor, slope: float) -> Tensor:
+        """Weights that links over a jump of `judged` (B, H, W) lose; a normal off by `slope`, an angle over the
+        focal length in pixels, is no jump: it changes the step by about slope / weight^(1/2).
+        """
+        miss = _second(judged, self.dim) - _first(judged, self.dim) - self.step
+        spread = edge + slope / self.weight.sqrt().clamp_min(_GRAZING**2)
+        return self.weight / (1 + (miss / spread).square()).square()
 
 
 def _first(x: Tensor, dim: int) -> Tensor:
@@ -110,8 +139,10 @@ def _second(x: Tensor, dim: int) -> Tensor:
 
 
 def _expected_steps(normal: Tensor, rays: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Steps of ln depth between neighbours along dim of (B, H, W), and weights: cosine of incidence to the
-    fourth.
+    """Steps of ln depth between neighbours along dim of (B, H, W), and weights: how little a turn of the normal
+    changes the step. With c the cosine of incidence and a the normal's component along dim, a turn changes it
+    by about (1 + (a / c)^2)^(1/2) / c: on the ground, steps down the picture are known far worse than steps
+    across it.
     """
     ray_dim = dim if rays.ndim == 4 else dim - 1
     one, two = _first(rays, ray_dim), _second(rays, ray_dim)
@@ -121,7 +152,38 @@ def _expected_steps(normal: Tensor, rays: Tensor, dim: int) -> tuple[Tensor, Ten
     cosine = -(mean * F.normalize(one + two, dim=-1)).sum(-1)
     usable = (cosine > _GRAZING) & (near < 0) & (far < 0)
     ratio = torch.where(usable, near / torch.where(usable, far, torch.ones_like(far)), torch.ones_like(near))
-    return torch.log(ratio.clamp(0.5, 2.0)), torch.where(usable, cosine, torch.zeros_like(cosine)).pow(4)
+    along = mean[..., 0 if dim == 2 else 1].square()
+    square = cosine.clamp_min(_GRAZING).square()
+    weight = torch.where(usable, square * square / (square + along), torch.zeros_like(cosine))
+    return torch.log(ratio.clamp(0.5, 2.0)), weight
+
+
+def _contradiction(log_depth: Tensor, links: list[_Links], focal: float) -> Tensor:
+    """Angle in radians (B, 1, 1) by which slopes of ln depth (B, H, W) are off those that the normals expect:
+    1.4826 times the median over surfaces that are not too slanted; `_USUAL` where there are hardly any.
+    """
+    out = []
+    for b in range(len(log_depth)):
+        found = []
+        for link in links:
+            count = log_depth.shape[link.dim] - _BASELINE
+            if count < 1:
+                continue
+            dim = link.dim - 1
+            start = torch.zeros_like(log_depth[b].narrow(dim, 0, 1))
+            summed = torch.cat([start, link.step[b]], dim).cumsum(dim)
+            unusable = torch.cat([start, (link.weight[b] <= _SLANTED).to(start)], dim).cumsum(dim)
+            off = log_depth[b] - summed
+            ends = [(x.narrow(dim, _BASELINE, count) - x.narrow(dim, 0, count)) for x in (off, unusable)]
+            # a jump is no slope, but the median does not mind the few
+            angle = ends[0].abs() * focal / _BASELINE * link.weight[b].narrow(dim, _BASELINE // 2, count).sqrt()
+            found.append(angle[ends[1] == 0])
+        angles = torch.cat(found) if found else log_depth.new_zeros(0)
+        if len(angles) < 100:
+            out.append(log_depth.new_tensor(math.radians(_USUAL)))
+        else:
+            out.append(1.4826 * angles[:: max(1, len(angles) // 50_000)].median())
+    return torch.stack(out)[:, None, None].clamp_min(1e-6)
 
 
 def _spread(log_depth: Tensor, mask: Tensor) -> Tensor:
