@@ -71,7 +71,9 @@ class TransformerTraining:
 
     Matrices inside the blocks are trained by Muon, everything else by AdamW. Learning rates rise over `warmup` steps
     and fall along one cosine over all steps. `invalid_weight` is the loss weight of latents with pixels that do not
-    count (sky): they are taught as far and facing, weakly, because a demonstration shows them.
+    count (sky): they are taught as far and facing, weakly, because a demonstration shows them. `range_power` weights
+    the depth loss of a scene by its range in ln(depth), over the mean range, to this power: an error of a label is an
+    error of depth in proportion to the range (0: every scene alike).
     """
 
     steps: int = 3000
@@ -85,6 +87,7 @@ class TransformerTraining:
     ema: float = 0.995
     clip: float = 1.0
     invalid_weight: float = 0.1
+    range_power: float = 0.0
     save_every: int = 100
     seed: int = 2
 
@@ -105,7 +108,7 @@ class NanoConfig:
     """One run of `python -m train nano`. `work` is a folder for what a stopped run resumes from.
 
     `start` is a small FE2E checkpoint to go on from: its autoencoder is kept as it is and its transformer is trained
-    further. Empty: both begin from nothing.
+    further. Empty: both begin from nothing. `pixels` are the transformer's last steps, with the loss behind the decoder.
     """
 
     work: str = "out/nano"
@@ -119,6 +122,7 @@ class NanoConfig:
     fine: LatentPool = field(default_factory=lambda: LatentPool(share=0.3, seed=4))
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     transformer: TransformerTraining = field(default_factory=TransformerTraining)
+    pixels: TransformerTraining = field(default_factory=lambda: TransformerTraining(steps=0, fine_steps=0))
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     held_out: int = 200
 

@@ -25,6 +25,7 @@ from train.backend import load_autoencoder, load_transformer
 from train.config import NanoConfig
 from train.decoder import DecoderTask, refine_decoder
 from train.latents import build_latents
+from train.pixels import PixelTask
 from train.pool import build_pool
 from train.transformer import ConditionedTransformer, TransformerTask, train_transformer
 from train.vae import train_autoencoder
@@ -58,16 +59,22 @@ def train_nano(
     build_latents(pool_root, small, config.pool, config.small, autoencoder, on_step)
     if config.transformer.fine_steps:
         build_latents(pool_root, fine, config.pool, config.fine, autoencoder, on_step)
-    task = TransformerTask(str(small), str(fine), config.pool, config.small, config.fine, config.transformer)
+    task = TransformerTask(
+        str(pool_root), str(small), str(fine), config.pool, config.small, config.fine, config.transformer
+    )
 
     def save(model: ConditionedTransformer) -> None:
         write_nano(out, config, model, autoencoder)
 
     begin = None if start is None else start.model
     model = train_transformer(work, task, config.transformer_shape, config.replicas, on_step, save, begin)
+    has_fine = config.transformer.fine_steps > 0
+    encoded, latent_config = (fine, config.fine) if has_fine else (small, config.small)
+    if config.pixels.steps:
+        behind = PixelTask(str(pool_root), str(encoded), config.pool, latent_config, config.pixels, autoencoder)
+        shape, replicas = config.transformer_shape, config.replicas
+        model = train_transformer(work, behind, shape, replicas, on_step, save, model, "pixels")
     if config.decoder.steps:
-        has_fine = config.transformer.fine_steps > 0
-        encoded, latent_config = (fine, config.fine) if has_fine else (small, config.small)
         last = DecoderTask(str(pool_root), str(encoded), config.pool, latent_config, config.decoder, model)
         autoencoder = refine_decoder(work, last, autoencoder, config.replicas, on_step)
     write_nano(out, config, model, autoencoder)
@@ -175,6 +182,7 @@ def plan(config: NanoConfig, out: Path) -> list[str]:
         f"{config.fine.share:.0%} at {config.fine.scale:g}",
         f"train a transformer of width {shape.width}, {shape.double_blocks} + {shape.single_blocks} blocks, for "
         f"{config.transformer.steps} + {config.transformer.fine_steps} steps",
+        f"train it behind the decoder for {config.pixels.steps} steps",
         f"train the decoder on what the transformer predicts for {config.decoder.steps} steps",
         f"write {out}, trained size {width}x{height}, and score it on {config.held_out} held-out scenes",
     ]

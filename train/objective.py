@@ -22,17 +22,20 @@ def joint_loss(
     normal: Tensor,
     weight: Tensor,
     conditioning: Conditioning,
+    depth_factor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(depth loss, normal loss), scalars: mean |v_D - p_l|^2 and |v_N - p_r|^2 over latents by `weight`.
 
     image, depth, normal (B,16,h,w): shifted and scaled latents; weight (B,1,h,w) >= 0. The start is the zero latent
     and t is 1 (`predict_latents`), so a target velocity is a target latent up to the sign of its half: with the depth
-    latent *minus* the left half, |v_D - p_l|^2 is the squared distance of depth latents.
+    latent *minus* the left half, |v_D - p_l|^2 is the squared distance of depth latents. `depth_factor` (B,), where
+    given, multiplies each sample's share of the depth loss.
     """
     predicted_depth, predicted_normal = predict_latents(velocity, image, conditioning)
     total = weight.sum().clamp_min(1e-6) * image.shape[1]
+    of_depth = weight if depth_factor is None else weight * depth_factor[:, None, None, None]
     losses = [
-        ((prediction.float() - target).square() * weight).sum() / total
-        for prediction, target in ((predicted_depth, depth), (predicted_normal, normal))
+        ((prediction.float() - target).square() * share).sum() / total
+        for prediction, target, share in ((predicted_depth, depth, of_depth), (predicted_normal, normal, weight))
     ]
     return losses[0], losses[1]

@@ -60,7 +60,10 @@ def label_scene(scene: Scene) -> Sample:
 
 
 class Pool:
-    """The scenes of one size, open on disk. Index with an integer array."""
+    """The scenes of one size, open on disk. Index with an integer array.
+
+    `log_range` (count,) float32: what the two ends of a scene's labels are apart, in ln(depth).
+    """
 
     def __init__(self, folder: Path, size: Size, count: int, mode: str = "r"):
         height, width = size
@@ -70,6 +73,7 @@ class Pool:
             "label": (np.float16, (count, height, width)),
             "normal": (np.int8, (count, 3, height, width)),
             "valid": (np.bool_, (count, height, width)),
+            "log_range": (np.float32, (count,)),
         }
         folder.mkdir(parents=True, exist_ok=True)
         for name, (kind, shape) in kinds.items():
@@ -80,11 +84,13 @@ class Pool:
                 array = np.memmap(file, kind, "w+", shape=shape)
             setattr(self, name, array)
 
-    def write(self, index: int, sample: Sample) -> None:
+    def write(self, index: int, scene: Scene) -> None:
+        sample, span = label_scene(scene), percentile_range(scene.depth, scene.mask)
         self.image[index] = (sample.image[0] * 255).round().to(torch.uint8).numpy()
         self.label[index] = sample.label[0].numpy()
         self.normal[index] = (sample.normal[0] * 127).round().to(torch.int8).numpy()
         self.valid[index] = sample.valid[0].numpy()
+        self.log_range[index] = span.high - span.low
 
     def read(self, index: np.ndarray) -> Sample:
         normal = torch.from_numpy(self.normal[index]).float()
@@ -113,8 +119,7 @@ def _render_share(root: str, config: ScenePool, worker: int, workers: int) -> No
     for size, numbers in scene_numbers(config).items():
         pool = Pool(pool_folder(Path(root), size), size, len(numbers), "r+")
         for index in range(worker, len(numbers), workers):
-            scene = render_scene(config.first_seed + numbers[index], *size)
-            pool.write(index, label_scene(scene))
+            pool.write(index, render_scene(config.first_seed + numbers[index], *size))
 
 
 def build_pool(root: Path, config: ScenePool, on_step: Callable[[str], None] = log.info) -> dict[Size, Pool]:

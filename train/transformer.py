@@ -20,6 +20,8 @@ from train.config import LatentPool, ScenePool, TransformerShape, TransformerTra
 from train.fast_attention import use_fast_attention
 from train.latents import open_latents
 from train.objective import joint_loss
+from train.pixels import PixelTask
+from train.pool import open_pools
 from train.precision import fast_autocast
 from train.replicas import train_replicas
 from train.state import load_state, save_state
@@ -44,6 +46,7 @@ class ConditionedTransformer(nn.Module):
 class TransformerTask:
     """One replica's share of a transformer step (see `train.replicas`)."""
 
+    root: str
     small: str
     fine: str
     pool: ScenePool
@@ -65,15 +68,24 @@ class TransformerTask:
             else open_latents(Path(self.small), self.pool, self.small_config)
         )
         numbers = [s.count for s in sets.values()]
-        size = list(sets)[int(shared.choice(len(sets), p=np.array(numbers) / sum(numbers)))]
+        place = int(shared.choice(len(sets), p=np.array(numbers) / sum(numbers)))
+        encoded = list(sets.values())[place]
         batch = max(1, (self.config.fine_batch if is_fine else self.config.batch) // replicas)
-        data = sets[size].read(np.sort(rng.choice(sets[size].count, min(batch, sets[size].count), replace=False)))
+        index = np.sort(rng.choice(encoded.count, min(batch, encoded.count), replace=False))
+        data = encoded.read(index)
         weight = data.valid + (1 - data.valid) * self.config.invalid_weight
         with fast_autocast():
             depth, normal = joint_loss(
-                velocity_of(model.transformer), data.image, data.depth, data.normal, weight, model.conditioning()
+                velocity_of(model.transformer), data.image, data.depth, data.normal, weight, model.conditioning(),
+                self._depth_factor(place, index),
             )
         return depth + normal
+
+    def _depth_factor(self, place: int, index: np.ndarray) -> Tensor:
+        """(B,): the scenes' ranges in ln(depth) over the mean range of the pool, to the configured power."""
+        pools = list(open_pools(Path(self.root), self.pool).values())
+        mean = np.mean(np.concatenate([pool.log_range for pool in pools]))
+        return torch.from_numpy((pools[place].log_range[index] / mean) ** self.config.range_power).float()
 
 
 def make_optimizers(
@@ -98,16 +110,17 @@ def learning_factor(step: int, total: int, warmup: int) -> float:
 
 def train_transformer(
     folder: Path,
-    task: TransformerTask,
+    task: TransformerTask | PixelTask,
     shape: TransformerShape,
     replicas: int,
     on_step: Callable[[str], None] = log.info,
     on_save: Callable[[ConditionedTransformer], None] | None = None,
     start: ConditionedTransformer | None = None,
+    stage: str = "transformer",
 ) -> ConditionedTransformer:
     """Train from `start` (from nothing without), or resume from `folder`; returns the moving average of the weights.
 
-    `on_save` is given that average at each save.
+    `on_save` is given that average at each save. `stage` names the file in `folder` and the lines of progress.
     """
     config = task.config
     total = config.steps + config.fine_steps
@@ -117,7 +130,7 @@ def train_transformer(
         model.load_state_dict(start.state_dict())
     optimizers = make_optimizers(model, config)
     rates = (config.muon_rate, config.learning_rate)
-    file = folder / "transformer.safetensors"
+    file = folder / f"{stage}.safetensors"
     average: dict[str, Tensor] = {}
     first = load_state(file, model, optimizers, average)
     if not average:
@@ -138,7 +151,7 @@ def train_transformer(
         losses.append(loss)
         if (step + 1) % 20 == 0:
             speed = (time.time() - began) / (step + 1 - first)
-            on_step(f"transformer {step + 1}/{total} loss {np.mean(losses[-20:]):.4f} {speed:.3f} s/step")
+            on_step(f"{stage} {step + 1}/{total} loss {np.mean(losses[-20:]):.4f} {speed:.3f} s/step")
         if (step + 1) % config.save_every == 0 or step + 1 == total:
             save_state(file, model, optimizers, step + 1, average)
             if on_save is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from train.fast_attention import use_fast_attention
 from train.fast_norm import use_fast_norms
 from train.nano import train_nano
 from train.objective import joint_loss, latent_mask
+from train.pixels import aligned_error, angles
 from train.pool import label_scene
 from train.replicas import train_replicas
 from train.scenes import render_scene
@@ -58,6 +60,33 @@ def test_objective_is_zero_for_the_right_answer_and_knows_its_signs():
     masked[:, :, 0, 0] = 1
     only = joint_loss(answer, image, depth + 1, normal, masked, conditioning)
     assert float(only[0]) == pytest.approx(1.0, rel=1e-5)
+    # twice the depth loss of one sample of two, and nothing of the normals'
+    factor = torch.tensor([0.0, 2.0])
+    one, none = joint_loss(answer, image, -depth, normal, weight, conditioning, factor)
+    assert float(one) == pytest.approx(float((4 * depth[1].square()).mean()), rel=1e-5) and float(none) == 0
+
+
+def test_pixel_losses_are_the_scores():
+    label = torch.rand(2, 12, 16) * 2 - 1
+    valid = torch.ones(2, 12, 16)
+    valid[1, :, 8:] = 0
+    spoilt = torch.where(valid > 0, 0.3 * label - 0.4, 7.0)
+    torch.testing.assert_close(aligned_error(spoilt, label, valid), torch.zeros(2), atol=1e-6, rtol=0)
+    # as in the evaluation: least squares of ln(depth)
+    noisy = label + 0.3 * torch.randn(2, 12, 16)
+    for sample in range(2):
+        mask = valid[sample] > 0
+        line = np.polynomial.Polynomial.fit(noisy[sample][mask], label[sample][mask], 1)
+        expected = np.abs(line(noisy[sample][mask].numpy()) - label[sample][mask].numpy()).mean()
+        assert float(aligned_error(noisy, label, valid)[sample]) == pytest.approx(expected, rel=1e-4)
+    assert aligned_error(label, label, torch.zeros(2, 12, 16)).tolist() == [0, 0]
+    normal = torch.nn.functional.normalize(torch.randn(1, 3, 4, 5), dim=1)
+    axis = torch.linalg.cross(normal, torch.randn(1, 3, 4, 5), dim=1)
+    turned = 3 * (normal * math.cos(0.5) + torch.nn.functional.normalize(axis, dim=1) * math.sin(0.5))
+    torch.testing.assert_close(angles(turned, normal), torch.full((1, 4, 5), 0.5))
+    exact = normal.clone().requires_grad_()
+    angles(exact, normal).sum().backward()
+    assert torch.isfinite(exact.grad).all()
 
 
 def test_one_bad_pixel_spoils_its_latent_only():
@@ -205,7 +234,12 @@ TINY_RUN = NanoConfig(
     fine=LatentPool(scale=1.0, share=0.5, seed=4),
     autoencoder=AutoencoderTraining(steps=12, batch=6, crop=32),
     decoder=DecoderTraining(steps=3, batch=4),
-    transformer=TransformerTraining(steps=50, fine_steps=5, batch=8, fine_batch=2, warmup=5, save_every=25, ema=0.9),
+    transformer=TransformerTraining(
+        steps=50, fine_steps=5, batch=8, fine_batch=2, warmup=5, save_every=25, ema=0.9, range_power=1.0
+    ),
+    pixels=TransformerTraining(
+        steps=20, fine_steps=0, batch=4, warmup=2, save_every=20, ema=0.9, learning_rate=1e-4, muon_rate=2e-4
+    ),
 )
 
 
@@ -220,6 +254,7 @@ def test_a_run_of_seconds_learns_writes_and_resumes(tmp_path: Path):
     train_nano(config, out, lines.append)
     losses = _losses(lines, "transformer")
     assert losses[-1] < 0.8 * losses[0]
+    assert len(_losses(lines, "pixels")) == 1
     predictor = CheckpointPredictor(out)
     assert predictor.size == (32, 48)
     label, normal = predictor(render_scene(0, 32, 48).image)
@@ -230,7 +265,7 @@ def test_a_run_of_seconds_learns_writes_and_resumes(tmp_path: Path):
     first = out.read_bytes()
     again: list[str] = []
     train_nano(config, out, again.append)
-    assert not any(line.startswith(("transformer", "autoencoder", "decoder", "rendering", "encoding")) for line in again)
+    assert not any(line.startswith(("transformer", "pixels", "autoencoder", "decoder", "rendering", "encoding")) for line in again)
     assert out.read_bytes() == first
 
 
@@ -243,6 +278,7 @@ def test_a_run_goes_on_from_a_finished_model(tmp_path: Path):
         work=str(tmp_path / "further"),
         start=str(tmp_path / "first.safetensors"),
         transformer=training,
+        pixels=dataclasses.replace(training, batch=4),
         decoder=dataclasses.replace(TINY_RUN.decoder, steps=1, learning_rate=0.0),
     )
     train_nano(further, tmp_path / "further.safetensors", lambda line: None)
