@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from fe2e_core.tensorfile import TensorFile
 from tests.train.tiny_run import bases, configuration, trained  # noqa: F401 - `bases` is a fixture
+from train import engine
 from train.data.loader import GivenBatch
 from train.dispersive import DispersiveConfig
 from train.encoding import EncodedBatch
@@ -28,10 +31,20 @@ def frozen_numbers(run: Finetuning) -> int:
     return sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
 
 
+def _configured_for_fsdp(**settings) -> Accelerator:
+    """accelerate as its FSDP configuration makes it on GPUs. On CPUs it does not look at the configuration."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    accelerator = Accelerator(fsdp_plugin=plugin, **settings)
+    assert accelerator.distributed_type == DistributedType.MULTI_CPU
+    accelerator.state.fsdp_plugin = plugin
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    assert accelerator.is_fsdp2
+    return accelerator
+
+
 def _process(rank: int, act: Callable[[Finetuning, int, str], None], config: FinetuneConfig, port: int, folder: str) -> None:
     """One of two processes of a run, as `accelerate launch` would start it."""
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
     # The parent's OpenMP threads do not exist in a forked child, which would wait for them for ever.
     torch.set_num_threads(1)
     for state in (AcceleratorState, PartialState, GradientState):
@@ -133,3 +146,20 @@ def test_two_processes_give_the_curve_of_one_with_the_same_batch(bases, tmp_path
     with TensorFile(tmp_path / "one/run/run.safetensors") as file:
         assert exported.keys() == set(file)
         assert all(exported[key].shape == file[key].shape for key in file)
+
+
+def test_an_fsdp_configuration_of_accelerate_divides_the_base(bases, tmp_path, monkeypatch):  # noqa: F811
+    def config(out: str) -> FinetuneConfig:
+        config = configuration(bases["whole"], tmp_path / out, dispersive=DispersiveConfig(block=1, source="gather"))
+        return dataclasses.replace(config, training=dataclasses.replace(config.training, steps=2))
+
+    one = Finetuning(config("one"))
+    reports = []
+    one.run(reports.append)
+    monkeypatch.setattr(engine, "Accelerator", _configured_for_fsdp)
+    in_two_processes(_train, config("two"), tmp_path)
+    for rank in range(2):
+        _, curve, held = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert held < 0.52 * frozen_numbers(one)
+        for report, other in zip(reports, curve, strict=True):
+            assert other == pytest.approx(dataclasses.asdict(report), rel=1e-5, abs=1e-6)
