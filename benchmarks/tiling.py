@@ -2,9 +2,10 @@
 
     python -m benchmarks.tiling [--model models/fe2e-nano.safetensors] [--seeds 0 1 2] [--picture docs/tiling.png]
 
-Two figures: the error of log-depth at the scene's depth discontinuities, tiles against the whole pass; and
-whether the tiles' borders show. For the second every scene is merged twice, with borders at different places:
-the gradient across a border is compared with the gradient at the same place where the other result has none.
+Two figures: the error of log-depth at the scene's depth discontinuities, tiles against the whole pass, plainly
+enlarged; and whether the tiles' borders show. For the second every scene is merged twice, with the borders of all
+levels at different places: the gradient across a border is compared with the gradient at the same place where
+the other result has none.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fe2e_core import boundaries, tiling
+from fe2e_core.estimation import TiledSize
 from train.scenes import HELD_OUT, Scene, render_scene
 
 
@@ -32,6 +34,23 @@ def shifted_plan(plan: tiling.TilePlan) -> tiling.TilePlan:
 
     return replace(plan, tops=starts(plan.tops, plan.height, plan.tile_height),
                    lefts=starts(plan.lefts, plan.width, plan.tile_width))
+
+
+def shifted(size: TiledSize) -> TiledSize:
+    """The same levels, in other tiles."""
+    return replace(size, levels=tuple(replace(level, plan=shifted_plan(level.plan)) for level in size.levels))
+
+
+def border_lines(size: TiledSize) -> boundaries.Lines:
+    """Rows and columns of the picture where tiles of any level begin or end."""
+    rows: set[int] = set()
+    columns: set[int] = set()
+    for level in size.levels:
+        frame = level.frame
+        across, down = frame.width / frame.resized_width, frame.height / frame.resized_height
+        for lines, found, scale in zip((rows, columns), tiling.borders(level.plan), (down, across), strict=True):
+            lines.update(round(line * scale) for line in found)
+    return sorted(rows), sorted(columns)
 
 
 def align(log_depth: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -82,7 +101,7 @@ def run_scene(model, seed: int, height: int, width: int, detail: float, overlap:
     size = sizes.tiled_size(height, width, model.info.height * model.info.width, detail, overlap)
     if size is None:
         raise ValueError(f"--detail: {detail:g} gives nothing to tile at {width}x{height}")
-    other = replace(size, plan=shifted_plan(size.plan))
+    other = shifted(size)
     with torch.inference_mode():
         start = time.perf_counter()
         whole = estimation.estimate(model, image, counted, size.whole)["log_depth"][0]
@@ -90,14 +109,12 @@ def run_scene(model, seed: int, height: int, width: int, detail: float, overlap:
         first = estimation.estimate(model, image, counted, size)["log_depth"][0]
         end = time.perf_counter()
         second = estimation.estimate(model, image, counted, other)["log_depth"][0]
-    scale = width / size.frame.resized_width
-    lines = tuple(tuple([round(line * scale) for line in side] for side in tiling.borders(plan))
-                  for plan in (size.plan, other.plan))
     radius = round(width / size.whole.resized_width)
     truth = log_truth(scene)
-    figures = measure(whole, (first, second), lines, truth, scene.mask, radius)
-    print(f"scene {seed}: {len(size.plan)} tiles of {size.plan.tile_width}x{size.plan.tile_height} in "
-          f"{size.frame.resized_width}x{size.frame.resized_height}; whole {middle - start:.1f} s, tiles "
+    figures = measure(whole, (first, second), (border_lines(size), border_lines(other)), truth, scene.mask, radius)
+    tiles = " and ".join(f"{len(level.plan)} in {level.frame.resized_width}x{level.frame.resized_height}"
+                         for level in size.levels)
+    print(f"scene {seed}: tiles of {size.whole.padded_width}x{size.whole.padded_height}, {tiles}; whole {middle - start:.1f} s, tiles "
           f"{end - middle:.1f} s; boundary error (within {radius} px) {figures.boundary[0]:.4f} -> "
           f"{figures.boundary[1]:.4f} ({100 * figures.boundary_gain:+.1f} % gained), everywhere "
           f"{figures.inside[0]:.4f} -> {figures.inside[1]:.4f}; border gradient "

@@ -1,7 +1,8 @@
 """From pictures of any size to geometry at exactly that size, whatever it is that runs the network.
 
 Small pictures are one model input. Pictures far larger than the trained size can be worked on in tiles: one
-pass over the whole says where everything is, and the tiles add the detail.
+pass over the whole says where everything is, and levels of tiles, each twice as large as the one before, add the
+detail.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from . import sizing, tiling
 from .geometry import normal_from_network
+from .soft_edges import STEPS, sharpen_soft_edges
+from .tile_levels import add_level
 
 logger = logging.getLogger(__name__)
 
@@ -27,29 +30,56 @@ of one size with sides that are multiples of 16: log-depth (b,h,w) in [-1,1] and
 chunk by chunk, float32, CPU."""
 
 
-@dataclass(frozen=True)
-class TiledSize:
-    """whole: how the whole picture becomes one model input. frame: the larger size that is cut into tiles."""
+LEAST_GAIN = 1.25
+"""A tiled size less than this many times larger than the whole pass is not worth its tiles."""
 
-    whole: sizing.Frame
+LEAST_LEVEL = 1.5
+"""The same for a level between the whole pass and the tiled size."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """frame: how the whole picture becomes the level's size. plan: the tiles that it is cut into."""
+
     frame: sizing.Frame
     plan: tiling.TilePlan
+
+
+@dataclass(frozen=True)
+class TiledSize:
+    """whole: how the whole picture becomes one model input. levels: coarse to fine, at least one."""
+
+    whole: sizing.Frame
+    levels: tuple[Level, ...]
+
+    @property
+    def frame(self) -> sizing.Frame:
+        """How the picture becomes the tiled size, the finest level's."""
+        return self.levels[-1].frame
 
 
 def tiled_size(height: int, width: int, pixels: int, detail: float, overlap: float) -> TiledSize | None:
     """How to tile a picture, None when the picture is too small to gain from it.
 
     pixels: the budget the network was trained at. detail: how many times larger than the whole pass the tiled
-    picture is, at most; it is never enlarged. overlap: share of a tile.
+    picture is, at most; it is never enlarged. overlap: share of a tile. Below the tiled size there is a level of
+    half its size, and so on, down to the last that is LEAST_LEVEL times larger than the whole pass.
     """
     whole = sizing.fit(height, width, "trained", pixels=pixels)
-    longest = min(max(height, width), round(detail * max(whole.resized_height, whole.resized_width)))
-    if longest < 1.25 * max(whole.resized_height, whole.resized_width):
+    least = max(whole.resized_height, whole.resized_width)
+    longest = min(max(height, width), round(detail * least))
+    if longest < LEAST_GAIN * least:
         return None
-    frame = sizing.fit(height, width, "longest_side", longest_side=longest)
-    plan = tiling.plan_tiles(frame.padded_height, frame.padded_width, whole.padded_height, whole.padded_width,
-                             overlap)
-    return TiledSize(whole, frame, plan)
+    sides = [longest]
+    while sides[0] / 2 >= LEAST_LEVEL * least:
+        sides.insert(0, round(sides[0] / 2))
+    levels = []
+    for side in sides:
+        frame = sizing.fit(height, width, "longest_side", longest_side=side)
+        plan = tiling.plan_tiles(frame.padded_height, frame.padded_width, whole.padded_height, whole.padded_width,
+                                 overlap)
+        levels.append(Level(frame, plan))
+    return TiledSize(whole, tuple(levels))
 
 
 def choose_size(height: int, width: int, mode: str, *, pixels: int, longest_side: int = 1024, detail: float = 4.0,
@@ -70,19 +100,19 @@ def choose_size(height: int, width: int, mode: str, *, pixels: int, longest_side
 
 def passes(size: sizing.Frame | TiledSize) -> int:
     """How many model inputs one picture of this size is."""
-    return 1 + len(size.plan) if isinstance(size, TiledSize) else 1
+    return 1 + sum(len(level.plan) for level in size.levels) if isinstance(size, TiledSize) else 1
 
 
 def estimate(predict: Predict, image: Tensor, size: sizing.Frame | TiledSize) -> tuple[Tensor, Tensor]:
     """(B,H,W,3) in [0,1] -> log-depth (B,H,W) in [-1,1] and unit normals (B,H,W,3) in OpenCV axes; float32, CPU.
 
-    In memory at once, for tiles: the tiles' results of one picture, beside pictures and results.
+    In memory at once, for tiles: one level's results of one picture, beside pictures and results.
     """
     depths, normals = [], []
     if isinstance(size, TiledSize):
         for picture in image:
             depth, vectors = _tiled(predict, picture, size)
-            depths.append(sizing.from_model(depth[None], size.frame))
+            depths.append(depth[None])
             normals.append(normal_from_network(sizing.from_model(vectors[None], size.frame)))
     else:
         for depth, vectors in predict(len(image), lambda start, stop: sizing.to_model(image[start:stop], size)):
@@ -92,10 +122,20 @@ def estimate(predict: Predict, image: Tensor, size: sizing.Frame | TiledSize) ->
 
 
 def _tiled(predict: Predict, picture: Tensor, size: TiledSize) -> tuple[Tensor, Tensor]:
-    """(H,W,3) -> log-depth (h,w) and network normals (h,w,3) at the tiled size."""
-    plan, frame = size.plan, size.frame
-    reference, _ = next(iter(predict(1, lambda start, stop: sizing.to_model(picture[None], size.whole))))
-    large = sizing.to_model(picture[None], frame)[0]
+    """(H,W,3) -> log-depth (H,W), and network normals (h,w,3) at the tiled size."""
+    depth, _ = next(iter(predict(1, lambda start, stop: sizing.to_model(picture[None], size.whole))))
+    depth, frame = depth[0], size.whole
+    for level in size.levels:
+        coarser = _enlarged(depth, frame, level.frame)
+        depth, normal = _level(predict, picture, level, coarser)
+        frame = level.frame
+    return _at_full_size(depth, frame, picture), normal
+
+
+def _level(predict: Predict, picture: Tensor, level: Level, coarser: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-depth (h,w) and network normals (h,w,3) of a level; coarser (h,w): the level before, enlarged."""
+    plan = level.plan
+    large = sizing.to_model(picture[None], level.frame)[0]
 
     def tiles(start: int, stop: int) -> Tensor:
         return torch.stack([plan.cut(large, number) for number in range(start, stop)])
@@ -106,15 +146,35 @@ def _tiled(predict: Predict, picture: Tensor, size: TiledSize) -> tuple[Tensor, 
         for depth_part, normal_part in zip(log_depth, normal, strict=True):
             merger.add(len(parts), normal_part)
             parts.append(depth_part)
-    whole = _enlarged(reference, size)
-    solution = tiling.solve_tiles(plan, parts, whole)
-    return tiling.merge_log_depth(plan, parts, solution), merger.result()
+    return add_level(plan, parts, coarser), merger.result()
 
 
-def _enlarged(reference: Tensor, size: TiledSize) -> Tensor:
-    """The whole pass (1,h,w) at the tiled size, its padding included."""
-    frame = size.frame
-    onto = replace(size.whole, height=frame.resized_height, width=frame.resized_width)
-    enlarged = sizing.from_model(reference, onto)
-    right, below = frame.padded_width - frame.resized_width, frame.padded_height - frame.resized_height
+def _enlarged(depth: Tensor, frame: sizing.Frame, onto: sizing.Frame) -> Tensor:
+    """Log-depth (h,w) of `frame` at the size of `onto`, its padding included."""
+    between = replace(frame, height=onto.resized_height, width=onto.resized_width)
+    enlarged = sizing.from_model(depth[None], between)
+    right, below = onto.padded_width - onto.resized_width, onto.padded_height - onto.resized_height
     return torch.nn.functional.pad(enlarged[None], (0, right, 0, below), mode="replicate")[0, 0]
+
+
+def _at_full_size(depth: Tensor, frame: sizing.Frame, picture: Tensor) -> Tensor:
+    """Log-depth (h,w) of a frame at the size of the picture (H,W,3), its soft edges where the picture's are.
+
+    At the frame's size first, where they are fewest pixels wide; once more at twice that size, if the picture has
+    it: enlarging has made them softer.
+    """
+    depth = depth[: frame.resized_height, : frame.resized_width]
+    height, width = picture.shape[:2]
+    for factor, steps in ((1, STEPS), (2, STEPS[2:])):
+        rows, columns = (min(full, factor * side) for full, side in zip((height, width), depth.shape, strict=True))
+        if factor > 1 and (rows, columns) == tuple(depth.shape):
+            break
+        depth = _resized(depth[..., None], rows, columns)[..., 0]
+        depth = sharpen_soft_edges(depth, _resized(picture, rows, columns), steps)
+    return _resized(depth[..., None], height, width)[..., 0]
+
+
+def _resized(values: Tensor, height: int, width: int) -> Tensor:
+    """(H,W,C) at another size."""
+    frame = sizing.Frame(*values.shape[:2], height, width, height, width)
+    return sizing.to_model(values[None], frame)[0]

@@ -1,0 +1,155 @@
+"""Levels of tiles: how many, what each adds to the one before, and what comes out at the end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from benchmarks.tiling import align, border_lines, log_truth, shifted
+from fe2e_core import boundaries, sizing, tiling
+from fe2e_core.estimation import LEAST_LEVEL, TiledSize, choose_size, estimate, passes, tiled_size
+from fe2e_core.tile_levels import MOST_CONTRAST, add_level, with_full_contrast
+from tests.harness.fake_prediction import blur, predict_log_depth
+from train.scenes import HELD_OUT, render_scene
+
+TRAINED = 128 * 96
+
+
+def sides(size: TiledSize) -> list[tuple[int, int]]:
+    return [(level.frame.resized_width, level.frame.resized_height) for level in size.levels]
+
+
+@pytest.mark.parametrize(("width", "height", "pixels", "detail", "expected"), [
+    (4096, 3072, TRAINED, 4, [(256, 192), (512, 384)]),
+    (4096, 3072, 1024 * 768, 4, [(2048, 1536), (4096, 3072)]),
+    (4096, 3072, TRAINED, 8, [(256, 192), (512, 384), (1024, 768)]),
+    (4096, 3072, TRAINED, 2, [(256, 192)]),
+    (384, 288, TRAINED, 16, [(192, 144), (384, 288)]),
+    (176, 132, TRAINED, 4, [(176, 128)]),
+])
+def test_levels_double(width, height, pixels, detail, expected):
+    size = tiled_size(height, width, pixels, detail, 0.25)
+    assert sides(size) == expected
+    assert passes(size) == 1 + sum(len(level.plan) for level in size.levels)
+    for level in size.levels[:-1]:
+        assert level.frame.resized_width >= LEAST_LEVEL * size.whole.resized_width
+    for level in size.levels:
+        assert (level.plan.tile_height, level.plan.tile_width) == (size.whole.padded_height, size.whole.padded_width)
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 96), (150, 110), (64, 48), (20, 300)])
+def test_a_picture_of_the_trained_size_is_one_pass(width, height):
+    size = choose_size(height, width, "tiled", pixels=TRAINED)
+    if max(width, height) < 200:
+        assert size == sizing.fit(height, width, "trained", pixels=TRAINED)
+        assert passes(size) == 1
+    else:
+        assert isinstance(size, (TiledSize, sizing.Frame))
+
+
+def objects(height: int = 192, width: int = 256) -> torch.Tensor:
+    """Log-depth of a slope with three boxes in front, within [-0.8, 0.8]."""
+    field = torch.linspace(0.7, -0.5, height)[:, None].expand(height, width).clone()
+    for top, left, size, depth in ((30, 40, 24, 0.2), (100, 150, 40, -0.6), (60, 200, 16, 0.0)):
+        field[top : top + size, left : left + size] = depth
+    return field
+
+
+def tiles_of(plan: tiling.TilePlan, whole: torch.Tensor, scale: float, shift: float) -> list[torch.Tensor]:
+    return [(plan.cut(whole, number) - shift) / scale for number in range(len(plan))]
+
+
+def test_exact_tiles_stay_exact():
+    whole = objects()
+    plan = tiling.plan_tiles(192, 256, 96, 128, 0.25)
+    torch.testing.assert_close(add_level(plan, tiles_of(plan, whole, 0.9, 0.1), whole), whole, atol=2e-3, rtol=0)
+
+
+def test_tiles_add_what_the_coarser_level_is_too_small_to_show():
+    whole = objects()
+    plan = tiling.plan_tiles(192, 256, 96, 128, 0.25)
+    coarser = blur(whole, 8.0)
+    result = add_level(plan, tiles_of(plan, whole, 0.9, 0.1), coarser)
+    assert (result - whole).abs().mean() < 0.5 * (coarser - whole).abs().mean()
+
+
+def test_tiles_do_not_bend_the_layout():
+    """Every tile is bent its own way, as by a network that sees too little of the picture."""
+    whole = objects()
+    plan = tiling.plan_tiles(192, 256, 96, 128, 0.25)
+    generator = torch.Generator().manual_seed(3)
+    bent = []
+    for tile in tiles_of(plan, whole, 0.9, 0.1):
+        bend = F.interpolate(torch.randn(1, 1, 2, 2, generator=generator), tile.shape, mode="bicubic")[0, 0]
+        bent.append((tile + 0.2 * bend).clamp(-1, 1))
+    coarser = blur(whole, 4.0)
+    result = add_level(plan, bent, coarser)
+    alone = tiling.merge_log_depth(plan, bent, tiling.solve_tiles(plan, bent, coarser))
+    assert (result - whole).abs().mean() < 0.6 * (alone - whole).abs().mean()
+
+
+def test_contrast_is_not_lost_to_a_coarser_level_without_the_objects():
+    whole, plan = objects(96, 128), tiling.plan_tiles(96, 128, 96, 128, 0.25)
+    slope = torch.linspace(0.7, -0.5, 96)[:, None].expand(96, 128).contiguous()
+    tile = (whole - 0.1) / 0.9
+    tile[20:60, 60:110] = 0.9  # more than the coarser level knows of
+    one = torch.ones(1, dtype=torch.float64)
+    kept = with_full_contrast(plan, [slope * 0.5], slope, tiling.TileSolution(2 * one, 0 * one))
+    assert float(kept.scale) == pytest.approx(2.0, abs=1e-6)
+    assert float(kept.shift) == pytest.approx(0.0, abs=1e-6)
+    raised = with_full_contrast(plan, [tile], slope, tiling.TileSolution(0.6 * one, 0 * one))
+    assert 0.6 * 1.05 < float(raised.scale) <= 0.6 * MOST_CONTRAST + 1e-9
+    mean = float(tile.mean())
+    assert float(raised.scale) * mean + float(raised.shift) == pytest.approx(0.6 * mean, abs=1e-6)
+    contrary = with_full_contrast(plan, [-slope], slope, tiling.TileSolution(0 * one, one))
+    assert float(contrary.scale) == 0
+
+
+def flawed_network(seed: int):
+    """A `Predict` for pictures that show their log-depth as grey, blurred and bent as a network would; and its
+    calls."""
+    generator, calls = torch.Generator().manual_seed(seed), []
+
+    def predict(count, pictures):
+        for number in range(count):
+            shown = pictures(number, number + 1)
+            calls.append(tuple(shown.shape))
+            depth = predict_log_depth(shown[0, ..., 0], torch.ones(shown.shape[1:3], dtype=torch.bool), generator)
+            yield depth[None], F.normalize(shown + 0.1, dim=-1)
+
+    return predict, calls
+
+
+def test_a_tiled_picture_is_sharper_than_its_whole_pass_and_has_no_seams():
+    """Three scenes of 511x383, drawn as grey so that a stand-in for the network can read them.
+
+    benchmarks/tiling.py does the same with the embedded model on 4096x3072.
+    """
+    height, width = 383, 511
+    errors, gradients = [0.0, 0.0], [0.0, 0.0]
+    for seed in (0, 3, 8):
+        scene = render_scene(HELD_OUT + seed, height, width)
+        truth = log_truth(scene)
+        grey = ((truth - truth.min()) / (truth.max() - truth.min()))[None, ..., None].expand(-1, -1, -1, 3)
+        size = choose_size(height, width, "tiled", pixels=TRAINED)
+        assert len(size.levels) == 2
+        whole, _ = estimate(flawed_network(seed)[0], grey, size.whole)
+        merged = []
+        for number, chosen in enumerate((size, shifted(size))):
+            predict, calls = flawed_network(10 * seed + number)
+            depth, normal = estimate(predict, grey, chosen)
+            assert depth.shape == (1, height, width)
+            assert depth.abs().max() <= 1
+            torch.testing.assert_close(normal.norm(dim=-1), torch.ones(1, height, width))
+            assert len(calls) == passes(chosen)
+            assert set(calls) == {(1, size.whole.padded_height, size.whole.padded_width, 3)}
+            merged.append(depth[0])
+        for which, result in enumerate((whole[0], merged[0])):
+            errors[which] += boundaries.boundary_error(align(result, truth, scene.mask), truth, scene.mask, radius=4)
+        smooth = scene.mask & ~boundaries.boundary_band(truth, scene.mask, 6)
+        seams = boundaries.seams(tuple(merged), (border_lines(size), border_lines(shifted(size))), smooth)
+        gradients[0] += seams.at
+        gradients[1] += seams.off
+    assert errors[1] <= 0.8 * errors[0], errors
+    assert abs(gradients[0] / gradients[1] - 1) <= 0.05, gradients
