@@ -17,7 +17,10 @@ from torch import Tensor
 from .tiling import TilePlan, TileSolution, merge_log_depth, solve_tiles
 
 LAYOUT = 1 / 6
-"""Part of a tile's shorter side: structure wider than a few times this comes from the coarser level."""
+"""Standard deviation, in shorter sides of a tile, of the Gaussian that parts layout from detail.
+
+What is wider than about half a tile comes from the coarser level.
+"""
 
 MOST_CONTRAST = 1.5
 """A tile's contrast is at most this many times what least squares say."""
