@@ -7,7 +7,6 @@ same amount with each block, so the true depth follows from these three.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -35,8 +34,6 @@ from train.recipe import LoraShape, Objective
 
 #: Bytes of optimizer state for each trained number.
 STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2 * (1 + 4 / 256)}
-#: Bytes of a number of the base's blocks; fp8 and nf4 have scales besides.
-BYTES = {"fp32": 4, "bf16": 2, "fp8": 1, "nf4": 0.5}
 #: Assumed, not measured: CUDA's context with the libraries' workspaces, and the share of what comes and goes that the
 #: allocator holds without need.
 CONTEXT_BYTES, SPARE = 2**30, 0.05
@@ -53,7 +50,7 @@ class StepPlan:
 
     dtype, fold: of the base, as in `recipe.BaseFiles`. guidance: the base has an input for it. optimizer: one of
     STATE_BYTES. averaged: an average of the trained tensors is kept. validation: pictures are decoded between steps.
-    shards: processes that divide the base among them.
+    shards: processes that divide the base among them; what is estimated is one of them.
     """
 
     height: int
@@ -124,9 +121,6 @@ def estimate(plan: StepPlan) -> Estimate:
     autoencoder, encoding, decoding = _count_autoencoder(plan.autoencoder, plan.height, plan.width)
     states = round(counted.trained / 4 * STATE_BYTES[plan.optimizer])
     stays = {"base": counted.base, "LoRA": counted.trained, "optimizer states": states, "autoencoder": autoencoder}
-    if plan.shards > 1:
-        # a block is gathered while another one runs
-        stays |= {"base": counted.base // plan.shards, "gathered blocks": 2 * _largest_block(plan)}
     if plan.averaged:
         stays["averaged weights"] = counted.trained
     if plan.dispersive.weight and plan.dispersive.source == "queue":
@@ -138,6 +132,10 @@ def estimate(plan: StepPlan) -> Estimate:
     update = counted.trained * (1 if plan.optimizer == "adamw8bit" else 2)
     stages = {"encoding": encoding, "forward": max(forward.values()), "backward": max(backward.values()),
               "optimizer step": update}  # fmt: skip
+    if plan.shards > 1:
+        share, gathered, copied = divided_base(plan)
+        stays |= {"base": share, "gathered from others": gathered}
+        stages["forward"] += copied
     if plan.validation:
         stages["validation"] = max(decoding, encoding)
     return Estimate(stays, stages)
@@ -159,13 +157,29 @@ def _at_depth(plan: StepPlan) -> _Counted:
     return _Counted(deeper.base + wider.base - few.base, deeper.trained + wider.trained - few.trained, stages)
 
 
-def _largest_block(plan: StepPlan) -> int:
-    """Bytes of the largest block of the base."""
-    sizes: Counter[str] = Counter()
-    for name, shape in transformer_shapes(plan.size, plan.fold, False).items():
-        if name.startswith(("double_blocks.", "single_blocks.")):
-            sizes[".".join(name.split(".")[:2])] += math.prod(shape)
-    return round(max(sizes.values()) * BYTES[plan.dtype])
+def divided_base(plan: StepPlan) -> tuple[int, int, int]:
+    """What one of `plan.shards` processes holds of the base: (its share and what is not divided, what it gathers, what
+    it copies).
+
+    Gathered are the outermost layers, for a whole pass, and two blocks at a time: one runs, the next is fetched
+    (`sharding.shard_frozen`). Copied is a block before it runs forward: what was fetched for the one before is still
+    held then."""
+    with torch.device("meta"):
+        model = empty_base(plan).transformer
+    held = sum(buffer.nbytes for buffer in model.buffers())
+    groups: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if name.endswith("." + CONSTANT):
+            held += parameter.nbytes
+            continue
+        # the first dimension is what is divided, and filled up to equal parts
+        rows = parameter.shape[0]
+        held += -(-rows // plan.shards) * (parameter.nbytes // rows)
+        kind, index, *_ = name.split(".")
+        groups[f"{kind}.{index}" if kind.endswith("transformer_blocks") else ""] += parameter.nbytes
+    outermost = groups.pop("")
+    largest = [size for _, size in groups.most_common(2)]
+    return held, outermost + sum(largest), largest[0]
 
 
 @cache

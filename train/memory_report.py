@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         config = load_recipe(options.config)
         plan = plan_of(config, options.processes)
         print(f"{config.name}: {plan.batch} picture(s) of {plan.width}x{plan.height}, {plan.tokens} tokens each; base "
-              f"{plan.dtype}{', folded' if plan.fold else ''}, LoRA of rank {plan.lora.rank}")  # fmt: skip
+              f"{plan.dtype}{', folded' if plan.fold else ''}{_sharing(plan, config)}, LoRA of rank {plan.lora.rank}")  # fmt: skip
         if not options.dry_run:
             print("\n".join(lines(estimate(plan))))
         return 0
@@ -75,6 +75,13 @@ def run(options: argparse.Namespace) -> int:
         if options.write:
             write_between(options.write, name, text)
     return 0
+
+
+def _sharing(plan: StepPlan, config: FinetuneConfig) -> str:
+    """How the base is divided, if at all."""
+    if plan.shards > 1:
+        return f", divided among {plan.shards} processes of which this is one"
+    return ", whole in one process (--processes N divides it)" if config.base.shard else ""
 
 
 def lines(found: Estimate) -> list[str]:
