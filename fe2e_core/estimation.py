@@ -17,7 +17,7 @@ from torch import Tensor
 from . import sizing, tiling
 from .geometry import normal_from_network
 from .soft_edges import STEPS, sharpen_soft_edges
-from .tile_levels import add_level
+from .tile_levels import add_level, add_normal_level
 
 logger = logging.getLogger(__name__)
 
@@ -123,17 +123,17 @@ def estimate(predict: Predict, image: Tensor, size: sizing.Frame | TiledSize) ->
 
 def _tiled(predict: Predict, picture: Tensor, size: TiledSize) -> tuple[Tensor, Tensor]:
     """(H,W,3) -> log-depth (H,W), and network normals (h,w,3) at the tiled size."""
-    depth, _ = next(iter(predict(1, lambda start, stop: sizing.to_model(picture[None], size.whole))))
-    depth, frame = depth[0], size.whole
+    depth, normal = next(iter(predict(1, lambda start, stop: sizing.to_model(picture[None], size.whole))))
+    depth, normal, frame = depth[0], normal[0], size.whole
     for level in size.levels:
-        coarser = _enlarged(depth, frame, level.frame)
+        coarser = _enlarged(torch.cat([depth[..., None], normal], dim=-1), frame, level.frame)
         depth, normal = _level(predict, picture, level, coarser)
         frame = level.frame
     return _at_full_size(depth, frame, picture), normal
 
 
 def _level(predict: Predict, picture: Tensor, level: Level, coarser: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-depth (h,w) and network normals (h,w,3) of a level; coarser (h,w): the level before, enlarged."""
+    """Log-depth (h,w) and network normals (h,w,3) of a level; coarser (h,w,4): both of the level before, enlarged."""
     plan = level.plan
     large = sizing.to_model(picture[None], level.frame)[0]
 
@@ -146,15 +146,16 @@ def _level(predict: Predict, picture: Tensor, level: Level, coarser: Tensor) -> 
         for depth_part, normal_part in zip(log_depth, normal, strict=True):
             merger.add(len(parts), normal_part)
             parts.append(depth_part)
-    return add_level(plan, parts, coarser), merger.result()
+    depth = add_level(plan, parts, coarser[..., 0].contiguous())
+    return depth, add_normal_level(plan, merger.result(), coarser[..., 1:])
 
 
-def _enlarged(depth: Tensor, frame: sizing.Frame, onto: sizing.Frame) -> Tensor:
-    """Log-depth (h,w) of `frame` at the size of `onto`, its padding included."""
+def _enlarged(values: Tensor, frame: sizing.Frame, onto: sizing.Frame) -> Tensor:
+    """Values (h,w,C) of `frame` at the size of `onto`, its padding included."""
     between = replace(frame, height=onto.resized_height, width=onto.resized_width)
-    enlarged = sizing.from_model(depth[None], between)
+    enlarged = sizing.from_model(values[None], between).movedim(-1, 1)
     right, below = onto.padded_width - onto.resized_width, onto.padded_height - onto.resized_height
-    return torch.nn.functional.pad(enlarged[None], (0, right, 0, below), mode="replicate")[0, 0]
+    return torch.nn.functional.pad(enlarged, (0, right, 0, below), mode="replicate")[0].movedim(0, -1)
 
 
 def _at_full_size(depth: Tensor, frame: sizing.Frame, picture: Tensor) -> Tensor:

@@ -36,8 +36,21 @@ def add_level(plan: TilePlan, tiles: Sequence[Tensor], coarser: Tensor) -> Tenso
     solution = solve_tiles(plan, tiles, coarser, reference_weight=_REFERENCE_WEIGHT)
     solution = with_full_contrast(plan, tiles, coarser, solution)
     change = merge_log_depth(plan, tiles, solution) - coarser
-    detail = change - _smooth(change, LAYOUT * min(plan.tile_height, plan.tile_width))
-    return (coarser + detail).clamp(-1, 1)
+    return (coarser + _detail(change, plan)).clamp(-1, 1)
+
+
+def add_normal_level(plan: TilePlan, normals: Tensor, coarser: Tensor) -> Tensor:
+    """(H,W,3) unit normals of a level.
+
+    normals: (H,W,3) unit vectors, the tiles' blended. coarser: (H,W,3), the coarser level enlarged to this one, of
+    any length.
+    """
+    coarser = F.normalize(coarser, dim=-1)
+    change = normals - coarser
+    detail = torch.stack([_detail(change[..., axis], plan) for axis in range(3)], dim=-1)
+    summed = coarser + detail
+    certain = summed.norm(dim=-1, keepdim=True) > 1e-3
+    return torch.where(certain, F.normalize(summed, dim=-1), coarser)
 
 
 def with_full_contrast(plan: TilePlan, tiles: Sequence[Tensor], coarser: Tensor,
@@ -63,6 +76,11 @@ def with_full_contrast(plan: TilePlan, tiles: Sequence[Tensor], coarser: Tensor,
         shift[number] += (1 - factor) * scale[number] * float(tile.mean())
         scale[number] *= factor
     return TileSolution(scale, shift)
+
+
+def _detail(change: Tensor, plan: TilePlan) -> Tensor:
+    """(H,W) without its layout."""
+    return change - _smooth(change, LAYOUT * min(plan.tile_height, plan.tile_width))
 
 
 def _smooth(values: Tensor, sigma: float) -> Tensor:

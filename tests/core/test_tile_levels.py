@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from benchmarks.tiling import align, border_lines, log_truth, shifted
 from fe2e_core import boundaries, sizing, tiling
 from fe2e_core.estimation import LEAST_LEVEL, TiledSize, choose_size, estimate, passes, tiled_size
-from fe2e_core.tile_levels import MOST_CONTRAST, add_level, with_full_contrast
+from fe2e_core.tile_levels import MOST_CONTRAST, add_level, add_normal_level, with_full_contrast
 from tests.harness.fake_prediction import blur, predict_log_depth
 from train.scenes import HELD_OUT, render_scene
 
@@ -104,6 +104,31 @@ def test_contrast_is_not_lost_to_a_coarser_level_without_the_objects():
     assert float(raised.scale) * mean + float(raised.shift) == pytest.approx(0.6 * mean, abs=1e-6)
     contrary = with_full_contrast(plan, [-slope], slope, tiling.TileSolution(0 * one, one))
     assert float(contrary.scale) == 0
+
+
+def test_normals_of_tiles_add_detail_and_do_not_turn_whole_surfaces():
+    """Tiles that each turn everything their own way, over a coarser level that is right but soft."""
+    plan = tiling.plan_tiles(192, 256, 96, 128, 0.25)
+    truth = torch.zeros(192, 256, 3)
+    truth[..., 2] = 1.0
+    truth[80:110, 60:90] = torch.tensor([0.0, 1.0, 0.0])
+    coarser = torch.stack([blur(truth[..., axis], 8.0) for axis in range(3)], dim=-1)
+    generator, merger = torch.Generator().manual_seed(5), tiling.NormalMerger(plan)
+    for number in range(len(plan)):
+        merger.add(number, plan.cut(truth, number) + 0.5 * torch.randn(3, generator=generator))
+    tiles = merger.result()
+    result = add_normal_level(plan, tiles, coarser)
+    torch.testing.assert_close(result.norm(dim=-1), torch.ones(192, 256))
+
+    def error(normals: torch.Tensor, rows: slice = slice(None), columns: slice = slice(None)) -> float:
+        cosines = (F.normalize(normals, dim=-1) * truth).sum(-1).clamp(-1, 1)
+        return float(torch.rad2deg(torch.arccos(cosines))[rows, columns].mean())
+
+    assert error(result) < 0.6 * error(tiles)
+    rim = slice(80, 84), slice(60, 90)
+    assert error(result, *rim) < 0.7 * error(coarser, *rim)
+    same = add_normal_level(plan, truth, truth * 0.7)
+    torch.testing.assert_close(same, truth, atol=1e-5, rtol=0)
 
 
 def flawed_network(seed: int):
