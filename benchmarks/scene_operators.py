@@ -117,7 +117,8 @@ def tables(found: dict[str, list[float]]) -> str:
             f"Refinement with normals 5 degrees off is better than the tuned filter in {sum(wins):.0f} of {len(wins)} "
             "scenes.",
             Table(
-                ("refinement of clean depth, error in %", "median", "90th percentile", "most", "scenes"), clean
+                ("refinement of clean depth, error in %", "median", "90th percentile", "most", "scenes"),
+                clean,
             ).markdown(),
         ]
     )

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .flow import follow, grey, shifted_guess
 from .geometry import intrinsics_from_fov, pixel_rays
+from .median import median_of_nine
 
 _MOST_POINTS = 4000  # they fix eight numbers as well as all do
 _FEWEST_POINTS = 50
@@ -25,6 +26,7 @@ _STEPS = 14
 _ALIKE = 0.7  # correlation of two windows that show the same place
 _FEWEST_TEXTURED = 0.05  # of the picture, for its evidence to count
 _FLOW_ERROR = 0.7  # pixels of the small grid that a place can be followed to
+_FOLLOWED = 0.35  # share of textured places that have to be met again; less comes about by chance
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,11 @@ class _Places:
     alike: float
 
 
-def match_frames(key: View, view: View, motion: Tensor, fov_x_degrees: float, colour: float) -> Match:
-    """Match `view` with `key`, beginning at a motion (6,). colour: difference in [0, 1] that tells two things
-    apart.
+def match_frames(
+    key: View, view: View, motion: Tensor, fov_x_degrees: float, colour: float, other: Tensor | None = None
+) -> Match:
+    """Match `view` with `key`, beginning at a motion (6,), and at an `other` one too if there is one: the closer fit
+    of the two is taken. colour: difference in [0, 1] that tells two things apart.
     """
     nothing = Match(1.0, 0.0, motion, 0.0, torch.zeros(0, dtype=torch.float64), math.nan)
     use = torch.nonzero(key.mask.flatten())[:, 0]
@@ -99,11 +103,24 @@ def match_frames(key: View, view: View, motion: Tensor, fov_x_degrees: float, co
     height, width = key.label.shape
     solver = _Solver(key, view, use, intrinsics_from_fov(fov_x_degrees, height, width).double(), colour)
     places = solver.follow(motion)
+    found = replace(nothing, alike=math.nan if places is None else places.alike)
+    if found.alike < _FOLLOWED:
+        places = None
     both = key.mask & view.mask
     gain, offset = spread_start(key.log_depth[both] - solver.middle, view.label[both], key.scale[0])
+    first = _fit(solver, places, gain, offset, motion, found)
+    if other is None or not bool((other - motion).abs().max() > 1e-3):
+        return first
+    second = _fit(solver, places, gain, offset, other, found)
+    return second if second.residual < first.residual and second.seen > 0.8 * first.seen else first
+
+
+def _fit(
+    solver: _Solver, places: _Places | None, gain: float, offset: float, motion: Tensor, found: Match
+) -> Match:
+    """Gauss-Newton from one guess; `found` as it is where too few points are seen."""
     # label = a ln z + b: in the label's units a camera that backs off, which flattens ln z, gains nothing
     line = torch.tensor([1 / gain, -offset / gain], dtype=torch.float64)
-    found = replace(nothing, alike=math.nan if places is None else places.alike)
     for step in range(_STEPS):
         state = solver.look(line, motion, places, step)
         if state is None:
@@ -166,7 +183,9 @@ class _Solver:
         height, width = key.label.shape
         self.key, self.view, self.use, self.k, self.colour = key, view, use, k, colour
         self.size = torch.tensor([width, height], dtype=torch.float64)
-        reference = key.log_depth.flatten()
+        # noise of single pixels would pass for slopes, and pull points to where interpolation averages it out
+        reference = median_of_nine(key.log_depth[None], key.mask[None])[0].flatten()
+        label = median_of_nine(view.label[None], view.mask[None])[0]
         self.middle = float(reference[use].median())
         # in units of the median depth, so motions are of order one
         every = pixel_rays(height, width, k).reshape(-1, 3) * torch.exp(reference - self.middle)[:, None]
@@ -174,9 +193,9 @@ class _Solver:
         pictures = key.image is not None and view.image is not None
         self.colours = key.image.reshape(-1, 3)[use] if pictures else None
         # slopes per unit of x and y of the ray, from central differences
-        along_x = torch.gradient(view.label, dim=1)[0] * (width * k[0, 0])
-        along_y = torch.gradient(view.label, dim=0)[0] * (height * k[1, 1])
-        layers = [view.label, along_x, along_y, view.mask.double()]
+        along_x = torch.gradient(label, dim=1)[0] * (width * k[0, 0])
+        along_y = torch.gradient(label, dim=0)[0] * (height * k[1, 1])
+        layers = [label, along_x, along_y, view.mask.double()]
         self.stack = torch.stack([*layers, *(view.image.unbind(-1) if pictures else ())])[None]
 
     def project(self, points: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
@@ -265,6 +284,24 @@ class _Solver:
                 matrix[2:, 2:] += rows.T @ (trust[:, None] * rows)
                 gradient[2:] -= rows.T @ (trust * off[:, axis])
         return _State(found[0], log_z, seen, weight, matrix, gradient)
+
+
+def chain(first: View, motion: Tensor, second: View, onward: Tensor) -> Tensor:
+    """Motion (6,) from `first` to a third view: `motion` takes first to second, `onward` second to the third, each
+    in units of the median depth of the view it starts from.
+    """
+    turn = _rotation(onward[3:])
+    near, far = (torch.exp(v.log_depth[v.mask].median()) for v in (first, second))
+    return torch.cat([turn @ motion[:3] + onward[:3] * far / near, _vector(turn @ _rotation(motion[3:]))])
+
+
+def _vector(rotation: Tensor) -> Tensor:
+    """Rotation vector (3,) of a rotation (3, 3) by less than half a turn."""
+    r = rotation
+    axis = torch.stack([r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]]) / 2
+    sine = float(axis.norm())
+    angle = math.atan2(sine, (float(r.trace()) - 1) / 2)
+    return axis * (angle / sine if sine > 1e-9 else 1.0)
 
 
 def _rotation(w: Tensor) -> Tensor:

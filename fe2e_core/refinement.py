@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .geometry import pixel_rays
 from .grid_solver import GridSystem, solve
+from .median import median_of_nine
 
 _GRAZING = 0.04  # cosine below which a normal says nothing about the step
 _BRIDGE = 0.01  # of a facing surface's link, where depth and normals contradict each other by _USUAL
@@ -73,7 +74,7 @@ def refine_depth(
     rays = pixel_rays(height, width, intrinsics).to(given)
     log_range = _spread(given, mask)
     focal = float(intrinsics[..., 0, 0].mean()) * width
-    calm = _median(_median(given, mask), mask)
+    calm = median_of_nine(median_of_nine(given, mask), mask)
     trust = mask.to(given) if confidence is None else mask * confidence.clamp(1e-3, 1)
 
     links = [_Links.build(given, calm, normal.float(), rays, mask, dim) for dim in (2, 1)]
@@ -89,7 +90,9 @@ def refine_depth(
     for _ in range(options.rounds):
         weights, rhs = [], torch.zeros_like(given)
         for link, bridge in zip(links, bridges, strict=True):
-            weight = link.weights(judged, options.edge * log_range, math.radians(options.slope_degrees) / focal)
+            weight = link.weights(
+                judged, options.edge * log_range, math.radians(options.slope_degrees) / focal
+            )
             weights.append(weight + bridge)
             push = weight * (link.step - link.given) + bridge * link.carried
             _second(rhs, link.dim).add_(push)
@@ -176,7 +179,9 @@ def _contradiction(log_depth: Tensor, links: list[_Links], focal: float) -> Tens
             off = log_depth[b] - summed
             ends = [(x.narrow(dim, _BASELINE, count) - x.narrow(dim, 0, count)) for x in (off, unusable)]
             # a jump is no slope, but the median does not mind the few
-            angle = ends[0].abs() * focal / _BASELINE * link.weight[b].narrow(dim, _BASELINE // 2, count).sqrt()
+            angle = (
+                ends[0].abs() * focal / _BASELINE * link.weight[b].narrow(dim, _BASELINE // 2, count).sqrt()
+            )
             found.append(angle[ends[1] == 0])
         angles = torch.cat(found) if found else log_depth.new_zeros(0)
         if len(angles) < 100:
@@ -198,18 +203,3 @@ def _spread(log_depth: Tensor, mask: Tensor) -> Tensor:
         low, high = (ordered[round(q * (len(ordered) - 1))] for q in (0.02, 0.98))
         out.append((high - low).clamp_min(1e-3))
     return torch.stack(out)[:, None, None]
-
-
-def _median(x: Tensor, mask: Tensor) -> Tensor:
-    """Median of three along rows, then along columns; keeps edges, drops single pixels. Only inside the
-    mask.
-    """
-    for dim in (2, 1):
-        before = torch.cat([x.narrow(dim, 0, 1), _first(x, dim)], dim)
-        after = torch.cat([_second(x, dim), x.narrow(dim, x.shape[dim] - 1, 1)], dim)
-        known = torch.cat([mask.narrow(dim, 0, 1), _first(mask, dim)], dim) & torch.cat(
-            [_second(mask, dim), mask.narrow(dim, mask.shape[dim] - 1, 1)], dim
-        )
-        low, high = torch.minimum(before, after), torch.maximum(before, after)
-        x = torch.where(known & mask, torch.minimum(torch.maximum(x, low), high), x)
-    return x

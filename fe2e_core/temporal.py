@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frame_match import Match, View, match_frames
+from .frame_match import Match, View, chain, match_frames
 from .strict_json import build_flat, parse_json
 
 FORMAT = 1
@@ -69,6 +69,8 @@ class DepthStabilizer:
     _key: View | None = None
     _last: View | None = None
     _motion: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    # the same by adding up the steps from frame to frame, which never slips into a wrong fit
+    _reckoned: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
 
     def push(
         self,
@@ -86,20 +88,28 @@ class DepthStabilizer:
         start = (log_range or self.options.first_log_range) / 2
         if self._key is None:
             return self._begin(view, start, cut=bool(self.frames))
-        match = self._match(self._key, view, self._motion)
-        agree = self._agreement(match)
-        if agree * match.seen < self.options.key_inliers and self._last is not self._key:
+        fresh, guess, reckoned = None, self._motion, self._reckoned
+        if self._last is not self._key:
+            # the step from the last frame is the one that pictures tell best; from the key frame on they may show
+            # too little in common, and a guess that drifts ends in a wrong motion that fits nearly as well
             fresh = self._match(self._last, view, torch.zeros(6, dtype=torch.float64))
+            if len(fresh.misses):
+                guess = chain(self._key, self._motion, self._last, fresh.motion)
+                reckoned = chain(self._key, self._reckoned, self._last, fresh.motion)
+        match = self._match(self._key, view, guess, reckoned)
+        agree = self._agreement(match)
+        if agree * match.seen < self.options.key_inliers and fresh is not None:
             if fresh.better_than(match):
                 # Too far from the key frame: the last frame takes its place.
                 self._key = self._last
                 self.frames[-1] = replace(self.frames[-1], key=True)
-                match, agree = fresh, self._agreement(fresh)
+                match, agree, reckoned = fresh, self._agreement(fresh), fresh.motion
         if self._is_cut(match, agree):
             return self._begin(view, start, cut=True)
         if not len(match.misses):  # one picture, but nothing in it to compare
             gain, offset = self._last.scale
             match = replace(match, gain=gain, offset=offset)
+        self._reckoned = match.motion if self._last is self._key else reckoned
         self._motion = match.motion
         self._last = replace(view, scale=(match.gain, match.offset))
         return self._record(match.gain, match.offset, False, False, agree, match.residual)
@@ -122,7 +132,7 @@ class DepthStabilizer:
 
     def _begin(self, view: View, gain: float, cut: bool) -> FrameScale:
         self._key = self._last = replace(view, scale=(gain, gain))  # log_near 0: near plane one unit away
-        self._motion = torch.zeros(6, dtype=torch.float64)
+        self._motion = self._reckoned = torch.zeros(6, dtype=torch.float64)
         return self._record(gain, gain, cut, True, 1.0, 0.0)
 
     def _record(
@@ -150,8 +160,8 @@ class DepthStabilizer:
             small.cpu().double(), (weight > 0.99).cpu(), None if colours is None else colours.cpu().double()
         )
 
-    def _match(self, key: View, view: View, motion: Tensor) -> Match:
-        return match_frames(key, view, motion, self.fov_x_degrees, self.options.colour)
+    def _match(self, key: View, view: View, motion: Tensor, other: Tensor | None = None) -> Match:
+        return match_frames(key, view, motion, self.fov_x_degrees, self.options.colour, other)
 
     def to_json(self) -> str:
         """All that `from_json` needs: the frames' scales and the reference frames on the small grid."""
@@ -186,6 +196,7 @@ class DepthStabilizer:
             if len({out._key is None, out._last is None, not out.frames}) > 1:
                 raise ValueError("frames and key frames do not belong together")
             out._motion = torch.tensor([float(x) for x in data["motion"]], dtype=torch.float64)
+            out._reckoned = out._motion
             if out._motion.shape != (6,) or not bool(out._motion.isfinite().all()):
                 raise ValueError(f"motion is {data['motion']}, expected six numbers")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -193,6 +204,10 @@ class DepthStabilizer:
                 f"scale state: it is not what Stabilize Video saved ({error}); solve the clip again."
             ) from error
         return out
+
+
+def _scaled(view: View, scale: FrameScale) -> View:
+    return replace(view, scale=(scale.log_range / 2, scale.log_near + scale.log_range / 2))
 
 
 def _roughly(key: View) -> float:
@@ -276,11 +291,17 @@ def stabilize_clip(
     for before, after in itertools.pairwise(keys):
         if scales[after].cut:
             continue
-        scale = scales[after]
-        key = replace(views[after], scale=(scale.log_range / 2, scale.log_near + scale.log_range / 2))
+        last = key = _scaled(views[after], scales[after])
         motion = torch.zeros(6, dtype=torch.float64)
         for t in range(after - 1, before, -1):
-            match = match_frames(key, views[t], motion, state.fov_x_degrees, state.options.colour)
+            guess = motion
+            if last is not key:
+                step = match_frames(
+                    last, views[t], torch.zeros_like(motion), state.fov_x_degrees, state.options.colour
+                )
+                guess = chain(key, motion, last, step.motion) if len(step.misses) else motion
+            match = match_frames(key, views[t], guess, state.fov_x_degrees, state.options.colour)
+            last = _scaled(views[t], scales[t])
             agree = match.inliers(max(state.options.tolerance, _roughly(key)))
             if agree * match.seen < state.options.cut_inliers:
                 break

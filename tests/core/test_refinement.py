@@ -10,7 +10,7 @@ import torch
 from fe2e_core.geometry import intrinsics_from_fov
 from fe2e_core.grid_solver import GridSystem, solve
 from fe2e_core.refinement import RefinementOptions, refine_depth
-from tests.core.simulation import bilateral, eq7_label, noisy_normals, plane, spoiled_depth
+from tests.core.simulation import bilateral, eq7_label, noisy_normals, plane, smooth_noise, spoiled_depth
 from train.scenes import HELD_OUT, render_scene
 
 HEIGHT, WIDTH = 240, 320
@@ -44,8 +44,8 @@ def test_errors_fall_by_a_third_and_more(scenes, noise):
         normal = noisy_normals(scene.normal, noise, seed=number) if noise else None
         ratios.append(error(refined(depth, scene, normal), scene) / error(depth, scene))
     ratios = torch.tensor(ratios)
-    assert ratios.median() < 0.7, ratios
-    assert ratios.max() < 1.0, ratios
+    assert ratios.median() < 0.6, ratios
+    assert ratios.max() < 0.8, ratios  # streets of grazing ground and far houses are among them
 
 
 def test_it_beats_a_bilateral_filter_tuned_on_the_answer(scenes):
@@ -69,7 +69,7 @@ def test_it_beats_a_bilateral_filter_tuned_on_the_answer(scenes):
 def test_good_depth_is_left_alone(scenes, noise):
     for number, scene in enumerate(scenes):
         normal = noisy_normals(scene.normal, noise, seed=number) if noise else None
-        assert error(refined(scene.depth, scene, normal), scene) < 0.01
+        assert error(refined(scene.depth, scene, normal), scene) < (0.006 if noise else 0.001)
 
 
 def test_a_step_between_parallel_faces_stays():
@@ -78,6 +78,33 @@ def test_a_step_between_parallel_faces_stays():
     k = intrinsics_from_fov(60.0, 96, 128)
     out = refine_depth(depth[None], normal[None], mask[None], k)[0]
     torch.testing.assert_close(out, depth, rtol=0.01, atol=0)
+
+
+def test_what_stands_before_a_wall_moves_along_with_it():
+    """The normals say nothing about how far a card is from the wall, so the smooth error must go from both alike."""
+    truth, normal, mask = plane((0.0, 0.0, -1.0), 60.0, 96, 128)
+    card = torch.zeros_like(mask)
+    card[30:66, 48:80] = True
+    truth = torch.where(card, 2.0, truth)
+    error = 0.06 * torch.sin(torch.arange(128) / 128 * 3 * torch.pi).expand(96, 128)
+    out = refine_depth(
+        (truth * error.exp())[None], normal[None], mask[None], intrinsics_from_fov(60.0, 96, 128)
+    )[0]
+    miss = torch.log(out / truth)
+    miss = miss - miss.median()
+    assert abs(float(miss[card].mean() - miss[~card].mean())) < 0.035, "the card stayed behind"
+    assert float(miss.abs().mean()) < 0.4 * float((error - error.median()).abs().mean())
+
+
+def test_ground_that_is_seen_at_a_grazing_angle_is_refined_too():
+    truth, normal, mask = plane((0.0, -1.0, -0.15), 60.0, 96, 128)
+    truth = torch.where(mask, truth, torch.ones_like(truth))
+    generator = torch.Generator().manual_seed(1)
+    error = 0.05 * smooth_noise(96, 128, 25, generator)[..., 0]
+    k = intrinsics_from_fov(60.0, 96, 128)
+    out = refine_depth((truth * error.exp())[None], normal[None], mask[None], k)[0]
+    before, after = ((x - x.median()).abs().mean() for x in (error[mask], torch.log(out / truth)[mask]))
+    assert after < 0.85 * before, (before, after)
 
 
 def test_a_single_wrong_pixel_is_pulled_back():

@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 
+from fe2e_core.frame_match import View, _rotation, chain
 from fe2e_core.geometry import fov_from_focal
 from fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
 from tests.core import clips
@@ -181,6 +182,20 @@ def test_what_moves_by_itself_in_the_pictures_has_no_say():
         still[:, 26:79] = False
         still &= label.abs() < 1
         assert float((found - torch.log(depth))[still].abs().median()) < 0.03
+
+
+def test_motions_are_chained():
+    """Through a third view, against the matrices, with views of different median depth."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.rand(8, 8, generator=generator, dtype=torch.float64)
+    first, second = (View(label, torch.ones(8, 8, dtype=torch.bool), None, s) for s in ((1.0, 0.3), (0.7, 1.1)))
+    near, far = (float(v.log_depth.median().exp()) for v in (first, second))
+    one, two = (0.5 * torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(2))
+    points = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    there = points @ _rotation(one[3:]).T + near * one[:3]
+    there = there @ _rotation(two[3:]).T + far * two[:3]
+    motion = chain(first, one, second, two)
+    torch.testing.assert_close(points @ _rotation(motion[3:]).T + near * motion[:3], there)
 
 
 def test_state_survives_json_and_goes_on(clip):
