@@ -172,7 +172,8 @@ def _at_full_size(depth: Tensor, frame: sizing.Frame, picture: Tensor) -> Tensor
             break
         depth = _resized(depth[..., None], rows, columns)[..., 0]
         depth = sharpen_soft_edges(depth, _resized(picture, rows, columns), steps)
-    return _resized(depth[..., None], height, width)[..., 0]
+    # Averages may leave the range by a rounding.
+    return _resized(depth[..., None], height, width)[..., 0].clamp(-1, 1)
 
 
 def _resized(values: Tensor, height: int, width: int) -> Tensor:

@@ -35,8 +35,13 @@ def add_level(plan: TilePlan, tiles: Sequence[Tensor], coarser: Tensor) -> Tenso
     """
     solution = solve_tiles(plan, tiles, coarser, reference_weight=_REFERENCE_WEIGHT)
     solution = with_full_contrast(plan, tiles, coarser, solution)
-    change = merge_log_depth(plan, tiles, solution) - coarser
-    return (coarser + _detail(change, plan)).clamp(-1, 1)
+    details = []
+    for number, tile in enumerate(tiles):
+        # Tile by tile: neighbours that disagree about the layout would leave a slope where they overlap.
+        placed = (tile * solution.scale[number] + solution.shift[number]).float()
+        details.append(_detail(placed - plan.cut(coarser, number), plan))
+    one = torch.ones_like(solution.scale)
+    return (coarser + merge_log_depth(plan, details, TileSolution(one, 0 * one))).clamp(-1, 1)
 
 
 def add_normal_level(plan: TilePlan, normals: Tensor, coarser: Tensor) -> Tensor:
