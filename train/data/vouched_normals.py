@@ -1,7 +1,7 @@
 """Normals of depth that is stored in steps (Virtual KITTI: 1 cm), and which of them are within two degrees.
 
 The disparity 1/z of a plane is affine in the pixel's column and row; that of any surface is nearly quadratic
-in a small window. So a quadratic is fitted in square windows of eight sizes, and each fit comes with a bound of
+in a small window. So a quadratic is fitted in square windows of nine sizes, and each fit comes with a bound of
 its normal's error, from the data alone:
 
 - what the rounding to steps leaves. Rounding errors are not random: where a surface rises by nearly a whole step,
@@ -25,7 +25,7 @@ import numpy as np
 
 #: Radians of error that a vouched normal may have.
 LIMIT = np.radians(2)
-_RADII = (2, 3, 4, 6, 9, 13, 18, 26)
+_RADII = (2, 3, 4, 6, 9, 13, 18, 26, 37)
 #: How many sizes up the window is that tells a smooth surface from a crease.
 _WIDER = 2
 _HARMONICS = 6
@@ -163,13 +163,15 @@ def _aliases(a: np.ndarray, b: np.ndarray, radius: int) -> tuple[np.ndarray, np.
     The rounding error is a sawtooth of the depth: sines of 1 / (pi k) for k = 1, 2, ... periods a step. Over the
     pixels a sine of whole periods a pixel is a constant, and one of nearly whole ones a slow wave. A least-squares slope
     answers a wave of f periods a pixel with at most 1.31 / R, from f = 0.35 / R on with 3 / (2 pi R^2 f), and averages
-    the other axis' wave to 1 / (2 pi R f). Below the first peaks the slopes are not known well enough to take less."""
+    the other axis' wave to 1 / (2 pi R f). Below the first peaks the slopes are not known well enough to take less. An
+    error of half a step with the sign that hurts most in every pixel is the worst that there is."""
     in_a, in_b = np.zeros_like(a), np.zeros_like(b)
     for k in range(1, _HARMONICS + 1):
         fa, fb = (np.maximum(np.abs(k * slope - np.rint(k * slope)), 1e-6) * radius for slope in (a, b))
         in_a += np.minimum(1.31, 0.48 / fa) * np.minimum(1, 0.16 / fb) / (np.pi * k * radius)
         in_b += np.minimum(1.31, 0.48 / fb) * np.minimum(1, 0.16 / fa) / (np.pi * k * radius)
-    return in_a, in_b
+    worst = 1.5 / (2 * radius + 1)
+    return np.minimum(in_a, worst), np.minimum(in_b, worst)
 
 
 def _turn(radius: int, metric: tuple[np.ndarray, ...], curvature: tuple[np.ndarray, ...]) -> np.ndarray:
