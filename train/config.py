@@ -109,6 +109,7 @@ class NanoConfig:
 
     `start` is a small FE2E checkpoint to go on from: its autoencoder is kept as it is and its transformer is trained
     further. Empty: both begin from nothing. `pixels` are the transformer's last steps, with the loss behind the decoder.
+    With `blend` the transformer is the mean of the start, of what its steps on latents gave and of the last.
     """
 
     work: str = "out/nano"
@@ -123,6 +124,7 @@ class NanoConfig:
     autoencoder: AutoencoderTraining = field(default_factory=AutoencoderTraining)
     transformer: TransformerTraining = field(default_factory=TransformerTraining)
     pixels: TransformerTraining = field(default_factory=lambda: TransformerTraining(steps=0, fine_steps=0))
+    blend: bool = False
     decoder: DecoderTraining = field(default_factory=DecoderTraining)
     held_out: int = 200
 

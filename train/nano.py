@@ -6,9 +6,10 @@ the work folder, so a stopped run loses minutes at most.
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,17 +69,32 @@ def train_nano(
 
     begin = None if start is None else start.model
     model = train_transformer(work, task, config.transformer_shape, config.replicas, on_step, save, begin)
+    stages = [model] if begin is None else [begin, model]
     has_fine = config.transformer.fine_steps > 0
     encoded, latent_config = (fine, config.fine) if has_fine else (small, config.small)
     if config.pixels.steps:
         behind = PixelTask(str(pool_root), str(encoded), config.pool, latent_config, config.pixels, autoencoder)
         shape, replicas = config.transformer_shape, config.replicas
         model = train_transformer(work, behind, shape, replicas, on_step, save, model, "pixels")
+        stages.append(model)
+    if config.blend:
+        model = blended(stages)
     if config.decoder.steps:
         last = DecoderTask(str(pool_root), str(encoded), config.pool, latent_config, config.decoder, model)
         autoencoder = refine_decoder(work, last, autoencoder, config.replicas, on_step)
     write_nano(out, config, model, autoencoder)
     on_step(f"wrote {out} after {(time.time() - began) / 60:.0f} minutes")
+
+
+def blended(models: Sequence[ConditionedTransformer]) -> ConditionedTransformer:
+    """A new model whose weights are the mean of theirs. Stages of one training err in different ways, and their mean
+    errs less than the last (model soups, arXiv 2203.05482)."""
+    result = copy.deepcopy(models[-1])
+    states = [model.state_dict() for model in models]
+    with torch.no_grad():
+        for name, value in result.state_dict().items():
+            value.copy_(torch.stack([state[name].double() for state in states]).mean(0))
+    return result
 
 
 @dataclass(frozen=True)
@@ -183,6 +199,7 @@ def plan(config: NanoConfig, out: Path) -> list[str]:
         f"train a transformer of width {shape.width}, {shape.double_blocks} + {shape.single_blocks} blocks, for "
         f"{config.transformer.steps} + {config.transformer.fine_steps} steps",
         f"train it behind the decoder for {config.pixels.steps} steps",
+        *(["take the mean of the start and of both stages"] if config.blend else []),
         f"train the decoder on what the transformer predicts for {config.decoder.steps} steps",
         f"write {out}, trained size {width}x{height}, and score it on {config.held_out} held-out scenes",
     ]

@@ -30,12 +30,13 @@ from train.config import (
 from train.evaluation import CheckpointPredictor
 from train.fast_attention import use_fast_attention
 from train.fast_norm import use_fast_norms
-from train.nano import train_nano
+from train.nano import blended, train_nano
 from train.objective import joint_loss, latent_mask
 from train.pixels import aligned_error, angles
 from train.pool import label_scene
 from train.replicas import train_replicas
 from train.scenes import render_scene
+from train.transformer import ConditionedTransformer
 from train.vae import fold_epsilon, fold_latent_scale, latent_statistics, soften_norms, unfold_epsilon
 
 SMALL = AutoencoderShape(32, (1, 1, 1, 1), 1)
@@ -269,6 +270,14 @@ def test_a_run_of_seconds_learns_writes_and_resumes(tmp_path: Path):
     assert out.read_bytes() == first
 
 
+def test_a_blend_is_the_mean_of_the_weights():
+    models = [ConditionedTransformer(TINY) for _ in range(3)]
+    result = blended(models).state_dict()
+    for name, value in result.items():
+        torch.testing.assert_close(value, sum(m.state_dict()[name] for m in models) / 3)
+    assert all((models[2].state_dict()[n] != v).any() for n, v in result.items() if v.dim() == 3)
+
+
 def test_a_run_goes_on_from_a_finished_model(tmp_path: Path):
     first = dataclasses.replace(TINY_RUN, work=str(tmp_path / "first"))
     train_nano(first, tmp_path / "first.safetensors", lambda line: None)
@@ -288,6 +297,9 @@ def test_a_run_goes_on_from_a_finished_model(tmp_path: Path):
     )
     # a step of length zero changes nothing: everything that predicts was taken over
     torch.testing.assert_close(before, after, atol=0, rtol=0)
+    # and the mean of three equal models is that model
+    train_nano(dataclasses.replace(further, blend=True), tmp_path / "blend.safetensors", lambda line: None)
+    assert (tmp_path / "blend.safetensors").read_bytes() == (tmp_path / "further.safetensors").read_bytes()
     other = dataclasses.replace(further, transformer_shape=dataclasses.replace(TINY, single_blocks=2))
     with pytest.raises(ValueError, match=r"start .*first\.safetensors: .*\[transformer_shape\]"):
         train_nano(dataclasses.replace(other, work=str(tmp_path / "other")), tmp_path / "x", lambda line: None)
