@@ -137,20 +137,20 @@ PHOTOGRAPHS = (
     ),
 )  # fmt: skip
 
-REMARKS_FOR = "34332d81c2ed"
+REMARKS_FOR = "01b773db865d"
 """How the SHA-256 of the checkpoint begins that REMARKS were written for."""
 
 REMARKS: dict[str, str] = {
     "drum": "Floor and wall are two planes with a clean edge; the furniture before the wall is part of the wall.",
-    "coffee": "Taken for a standing thing before a wall: it knows no picture from above.",
+    "coffee": "Cup and saucer are one near mass before a wall: it knows no picture from above.",
     "astronaut": "The helmet is a near mass; the person is no shape of its own, and her suit is taken for ground.",
     "chelsea": "Lower is nearer, and no cat.",
-    "camera": "The best of the ten: man and tripod stand out of the lawn as one body, the lawn lies, the sky is far.",
-    "dogs": "The wall is a wall; one dog of two is seen, as a ball.",
-    "pavilion": "The tower stands before the sky; its storeys are lost.",
-    "path": "The shadowed slope is taken for something near.",
+    "camera": "The best of the ten: the man stands out of the lawn as one body that leans forward, the tripod is lost, the lawn lies, the sky is far.",
+    "dogs": "The wall is a wall, divided where the boards end; one dog of two is seen, as a ball; the balcony is taken for ground.",
+    "pavilion": "Tower and trees stand before the sky; its storeys are lost.",
+    "path": "The shadowed slope is taken for something near that stands.",
     "stream": "Nothing but lower is nearer.",
-    "rocket": "A night picture: its lights are taken for near things.",
+    "rocket": "A night picture: ground, and a sky that stands; the rocket is not seen.",
     "scenes": "Walls, floors and large bodies are there, with soft edges. Thin and small things are lost, and what hangs over the "
     "upper edge of a picture is often missed.",
 }
