@@ -95,6 +95,8 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "interruptions": _with_server(lambda server, arguments: interruptions.interrupt(
         server, arguments.interruptions, arguments.seed, seconds=60 * arguments.minutes)),
     "endurance": _endurance,
+    "control": _with_server(lambda server, arguments: endurance.control(
+        server, arguments.prompts, arguments.seed, arguments.prompts // 10)),
 }
 
 

@@ -91,3 +91,23 @@ def endure(server: ComfyServer, count: int, seed: int, settled: int, seconds: fl
         result.require(not found.upward, f"memory grows by {found.growth:.1f} +- {found.error:.1f} MB in 100 prompts")
         result.found += f"; growth in 100 prompts {found.growth:+.2f} MB, standard error {found.error:.2f} MB"
     return result, memory
+
+
+def control(server: ComfyServer, count: int, seed: int, settled: int) -> Result:
+    """As many prompts of ComfyUI's own nodes, none of ours: how far it grows by itself. Nothing here can fail but a prompt."""
+    result, chance, prompts = Result("control"), random.Random(seed), Prompts(server)
+    identities = [server.queue(prompts.foreign(chance, f"wear/{number}")) for number in range(count)]
+    memory: list[float] = []
+    for number, identity in enumerate(identities):
+        try:
+            server.wait(identity, 600)
+        except PromptError as error:
+            result.require(False, f"prompt {number}: {error}")
+        memory.append(resident(server.process_id))
+    found = slope(memory[settled:])
+    result.done = f"{count} prompts of core nodes alone (load, scale, blur, save), queued at once, sizes at random (seed {seed})"
+    result.found = (
+        f"memory {memory[settled]:.0f} MB after {settled} prompts, {memory[-1]:.0f} MB after {count}; growth in 100 prompts "
+        f"{found.growth:+.2f} MB, standard error {found.error:.2f} MB: what endurance is to be held against"
+    )
+    return result

@@ -50,6 +50,16 @@ class Prompts:
                 found[name] = (options if isinstance(options, list) else more["options"])[0]
         return {"class_type": kind, "inputs": found}
 
+    def foreign(self, chance: random.Random, prefix: str) -> Prompt:
+        """A picture of a random size through nodes that are not ours."""
+        width, height = chance.randint(SMALLEST, LARGEST), chance.randint(SMALLEST, LARGEST)
+        return {
+            "picture": self.node("LoadImage", image=self._picture),
+            "scaled": self.node("ImageScale", image=["picture", 0], upscale_method="bilinear", width=width, height=height, crop="disabled"),
+            "blurred": self.node("ImageBlur", image=["scaled", 0]),
+            "saved": self.node("SaveImage", images=["blurred", 0], filename_prefix=prefix),
+        }
+
     def estimate(self, width: int, height: int, size: dict[str, Any], fold: bool = True, dtype: str = "default") -> Prompt:
         """A picture of this size through the network; no output node yet."""
         source = {"source": "FE2E checkpoint", "source__checkpoint": self._checkpoint, "source__lora": "none",
