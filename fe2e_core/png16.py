@@ -21,7 +21,7 @@ def encode_png16(values: Tensor, *, scale: float = 65535.0, text: dict[str, str]
     shape.
     """
     if values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[-1] != 3) or values.numel() == 0:
-        raise ValueError(f"picture: found shape {tuple(values.shape)}, expected (H,W) or (H,W,3) with pixels")
+        raise ValueError(f"image: found shape {tuple(values.shape)}, expected (H,W) or (H,W,3) with pixels")
     clean = torch.nan_to_num(values.detach().cpu().to(torch.float64), nan=0.0, posinf=np.inf, neginf=0.0)
     samples = (clean * scale).round().clamp(0, 65535).numpy().astype(np.uint16)
     height, width = samples.shape[:2]

@@ -46,7 +46,8 @@ class TemporalOptions:
 @dataclass(frozen=True)
 class FrameScale:
     """ln depth = log_range * (label + 1) / 2 + log_near for one frame. cut: it begins a new shot. key: it
-    became a key frame. inliers: share of comparable points that agree; residual: their median |ln error|.
+    became a key frame. inliers: share of comparable points that agree; residual: their median |ln error|,
+    0 where there was nothing to compare.
     """
 
     log_range: float
@@ -112,7 +113,9 @@ class DepthStabilizer:
         self._reckoned = match.motion if self._last is self._key else reckoned
         self._motion = match.motion
         self._last = replace(view, scale=(match.gain, match.offset))
-        return self._record(match.gain, match.offset, False, False, agree, match.residual)
+        # infinite is no number that the saved state could hold; zero says that there was nothing to compare
+        residual = match.residual if len(match.misses) else 0.0
+        return self._record(match.gain, match.offset, False, False, agree, residual)
 
     def _agreement(self, match: Match) -> float:
         """Share of the points seen that agree, as well as this network's frames usually do."""

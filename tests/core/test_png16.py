@@ -39,5 +39,5 @@ def test_scale_and_clamping():
     values = torch.tensor([[1.2342, 70.0, -1.0, float("nan"), float("inf")]])
     assert decode(encode_png16(values, scale=1000)).tolist() == [[1234, 65535, 0, 0, 65535]]
     for wrong in (torch.zeros(2, 2, 2), torch.zeros(0, 3), torch.zeros(4)):
-        with pytest.raises(ValueError, match="shape"):
+        with pytest.raises(ValueError, match="image: found shape"):
             encode_png16(wrong)

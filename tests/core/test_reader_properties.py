@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fe2e_core.exr import EXR_PRESETS, read_exr, write_exr
@@ -126,10 +126,13 @@ def test_arrays_never_take_more_than_the_file_has(folder, shape, dtype, data, fo
     holds = np.dtype(dtype).kind in "fiub" and np.prod([float(n) for n in shape]) * np.dtype(dtype).itemsize <= len(data)
     readers = (lambda: read_npy_array(path), lambda: read_npz_arrays(folder / "any.npz", ["a"])["a"])
     for read in readers:
-        if holds and max(shape, default=0) >= 2**31:
-            continue  # an empty array with a vast side: NumPy has an opinion on which are too vast, nobody needs one
         if holds:
-            expected = np.load(path, allow_pickle=False)
+            try:
+                expected = np.load(path, allow_pickle=False)
+            except (ValueError, OverflowError):  # an empty array with sides that NumPy finds too vast
+                with pytest.raises(ValueError):
+                    read()
+                continue
             assert read().dtype == expected.dtype.newbyteorder("=")
             np.testing.assert_array_equal(read(), expected)
         else:
@@ -170,6 +173,7 @@ def test_prompt_caches(folder, tokens, width, data):
     assert found_mask.tolist() == mask
 
 
+@example(frames=3, height=8, width=12, seed=8)  # one frame of it has nothing to compare
 @given(st.integers(1, 4), st.integers(8, 20), st.integers(8, 20), st.integers(0, 2**20))
 def test_a_clip_goes_on_from_its_text_as_from_itself(frames, height, width, seed):
     clip, more = geometry((frames, height, width), seed, set()), geometry((2, height, width), seed + 1, set())
