@@ -26,6 +26,8 @@ from train.scenes import HELD_OUT, Scene, render_scene
 log = logging.getLogger(__name__)
 
 Size = tuple[int, int]
+_FORMAT = 2
+"""Of the files: a pool of another format is rendered again. 2 has `log_range`."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def build_pool(root: Path, config: ScenePool, on_step: Callable[[str], None] = l
             f"[pool] first_seed {config.first_seed} + scenes {config.scenes} reaches the held-out seeds "
             f"({HELD_OUT} and up); choose smaller ones"
         )
-    done, stamp = root / "done.json", json.dumps(asdict(config), sort_keys=True)
+    done, stamp = root / "done.json", json.dumps([_FORMAT, asdict(config)], sort_keys=True)
     groups = scene_numbers(config)
     if not (done.exists() and done.read_text() == stamp):
         on_step(f"rendering {config.scenes} scenes")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -65,18 +64,7 @@ def endure(server: ComfyServer, count: int, seed: int, settled: int, seconds: fl
     result, chance, prompts = Result("endurance"), random.Random(seed), Prompts(server)
     expected = digest(server.run(prompts.reference(), 900))
     identities = [server.queue(prompts.wearing(chance, f"wear/{number}")) for number in range(count)]
-    memory: list[float] = []
-    began = time.monotonic()
-    for number, identity in enumerate(identities):
-        if time.monotonic() - began > seconds:
-            server.post("/queue", {"clear": True})
-            break
-        try:
-            server.wait(identity, 3600)
-        except PromptError as error:
-            result.require(False, f"prompt {number}: {error}")
-        memory.append(resident(server.process_id))
-        shutil.rmtree(server.output / "wear", ignore_errors=True)
+    memory = _memory_after(server, identities, result, seconds)
     result.require(digest(server.run(prompts.reference(), 900)) == expected, "the reference prompt gives another result at the end")
     result.done = f"{count} prompts queued at once, sizes, nodes and outputs at random (seed {seed})"
     if len(memory) < count:
@@ -93,17 +81,30 @@ def endure(server: ComfyServer, count: int, seed: int, settled: int, seconds: fl
     return result, memory
 
 
+def _memory_after(server: ComfyServer, identities: Sequence[str], result: Result, seconds: float = math.inf) -> list[float]:
+    """Memory in MB after each queued prompt; failed prompts are told to `result`, those left after `seconds` taken out."""
+    memory: list[float] = []
+    began = time.monotonic()
+    for number, identity in enumerate(identities):
+        if time.monotonic() - began > seconds:
+            server.post("/queue", {"clear": True})
+            break
+        try:
+            server.wait(identity, 3600)
+        except PromptError as error:
+            result.require(False, f"prompt {number}: {error}")
+        memory.append(resident(server.process_id))
+        # Only what this prompt wrote: the next one is writing into the same folder.
+        for file in (server.output / "wear").glob(f"{number}[!0-9]*"):
+            file.unlink()
+    return memory
+
+
 def control(server: ComfyServer, count: int, seed: int, settled: int) -> Result:
     """As many prompts of ComfyUI's own nodes, none of ours: how far it grows by itself. Nothing here can fail but a prompt."""
     result, chance, prompts = Result("control"), random.Random(seed), Prompts(server)
     identities = [server.queue(prompts.foreign(chance, f"wear/{number}")) for number in range(count)]
-    memory: list[float] = []
-    for number, identity in enumerate(identities):
-        try:
-            server.wait(identity, 600)
-        except PromptError as error:
-            result.require(False, f"prompt {number}: {error}")
-        memory.append(resident(server.process_id))
+    memory = _memory_after(server, identities, result)
     found = slope(memory[settled:])
     result.done = f"{count} prompts of core nodes alone (load, scale, blur, save), queued at once, sizes at random (seed {seed})"
     result.found = (
