@@ -10,7 +10,7 @@ import base64
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
@@ -177,6 +177,7 @@ class DepthStabilizer:
                 "key": _pack(self._key),
                 "last": _pack(self._last),
                 "motion": self._motion.tolist(),
+                "reckoned": self._reckoned.tolist(),
             }
         )
 
@@ -198,10 +199,11 @@ class DepthStabilizer:
             out._key, out._last = _unpack(data["key"]), _unpack(data["last"])
             if len({out._key is None, out._last is None, not out.frames}) > 1:
                 raise ValueError("frames and key frames do not belong together")
-            out._motion = torch.tensor([float(x) for x in data["motion"]], dtype=torch.float64)
-            out._reckoned = out._motion
-            if out._motion.shape != (6,) or not bool(out._motion.isfinite().all()):
-                raise ValueError(f"motion is {data['motion']}, expected six numbers")
+            if data["last"] == data["key"]:
+                out._last = out._key
+            out._motion = _unpack_motion(data["motion"])
+            # states of earlier versions have the one only
+            out._reckoned = _unpack_motion(data.get("reckoned", data["motion"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"scale state: it is not what Stabilize Video saved ({error}); solve the clip again."
@@ -217,6 +219,13 @@ def _roughly(key: View) -> float:
     """ln depth that counts as the same when networks waver: a part of what the key frame spreads over."""
     depths = key.log_depth[key.mask]
     return _ROUGHLY * 1.4826 * float((depths - depths.median()).abs().median()) if len(depths) else 0.0
+
+
+def _unpack_motion(values: Sequence[float]) -> Tensor:
+    motion = torch.tensor([float(x) for x in values], dtype=torch.float64)
+    if motion.shape != (6,) or not bool(motion.isfinite().all()):
+        raise ValueError(f"motion is {values}, expected six numbers")
+    return motion
 
 
 def _pack(view: View | None) -> dict | None:

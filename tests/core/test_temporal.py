@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -206,6 +207,7 @@ def test_state_survives_json_and_goes_on(clip):
     stabilize_clip(labels[:4], state=state)
     again = DepthStabilizer.from_json(state.to_json())
     assert again.frames == state.frames
+    assert json.loads(again.to_json()) == json.loads(state.to_json())
     later = stabilize_clip(labels[4:], state=again)
     for a, b in zip(whole[4:], later, strict=True):
         assert a.log_range == pytest.approx(b.log_range, rel=0.01)
