@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .geometry import depth_from_log, log_from_depth
 from .percentiles import percentile
+from .quantization import EPSILON
 
 MAPPINGS = ("disparity", "log", "relative", "metric")
 DEFAULT_RATIO = 10.0
@@ -65,9 +66,10 @@ class DepthStyle:
                 f"far_near_ratio: found {self.ratio}, expected a number above 1; "
                 "the far plane lies behind the near one"
             )
-        if not (math.isfinite(self.far) and 0.0 < self.near < self.far):
+        if not (math.isfinite(self.far) and EPSILON <= self.near < self.far):
             raise ValueError(
-                f"near, far: found near {self.near} and far {self.far} metres, expected 0 < near < far; "
+                f"near, far: found near {self.near} and far {self.far} metres, expected 0 < near < far, near at least "
+                f"{EPSILON:g}; "
                 "set far to the distance of the farthest things and near to that of the nearest"
             )
         if not 0.0 <= self.low < self.high <= 100.0:

@@ -58,7 +58,7 @@ def find_saved(name: str, what: str) -> Path:
         raise ValueError(f"{what}: found {name[:200]!r}, expected a file inside ComfyUI's output or input folder")
     for base in bases:
         path = Path(base) / name.replace("\\", "/")
-        if path.is_file():
+        if os.path.isfile(path):  # false, too, for a name that no disk takes
             return path
     raise FileNotFoundError(
         f"{what}: found {name[:200]!r}, which is no file of ComfyUI's output or input folder ({', '.join(bases)}); give the name "

@@ -132,6 +132,7 @@ def test_flat_and_empty():
         ({"near": 5.0, "far": 5.0}, "near"),
         ({"near": 9.0, "far": 2.0}, "far"),
         ({"near": 0.0}, "near"),
+        ({"near": 1e-290}, "near at least"),
         ({"ratio": 1.0}, "far_near_ratio"),
         ({"low": 50.0, "high": 50.0}, "clip_low"),
         ({"mapping": "linear"}, "mapping"),

@@ -94,6 +94,9 @@ def answers(node: type, given_inputs: dict[str, Any]) -> None:
     for value, output in zip(outputs, schema.outputs, strict=True):
         if any(value is given for given in given_inputs.values()):
             continue  # handed on as it came
+        if isinstance(value, str):
+            for own in (text for text in given_inputs.values() if isinstance(text, str) and text):
+                value = value.replace(own, "")  # a file may be called "nan"
         check(value, output.get_io_type(), raw=schema.node_id == "FE2EAnchorDepth" or output.display_name in ("raw", "image"))
     for key, value in before.items():
         assert torch.equal(given_inputs[key].nan_to_num(7), value.nan_to_num(7)), f"'{key}' belongs to others and was changed"

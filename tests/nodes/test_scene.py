@@ -290,6 +290,6 @@ def test_the_scales_of_a_clip_go_through_a_file(tmp_path, monkeypatch):
     assert second.rsplit(" ", 1)[1] != name, "nothing is overwritten"
     (tmp_path / "input" / "other.json").write_bytes(b"\xff\xfe")
     (tmp_path / "secret.json").write_text(state)
-    for wrong, error in (("no.json", FileNotFoundError), ("../secret.json", ValueError), ("other.json", ValueError)):
+    for wrong, error in (("no.json", FileNotFoundError), ("n" * 300, FileNotFoundError), ("../secret.json", ValueError), ("other.json", ValueError)):
         with pytest.raises(error, match="state"):
             run_node(node, geometry=clip, mode="reuse saved scales", state=wrong)
