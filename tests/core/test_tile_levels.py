@@ -41,11 +41,8 @@ def test_levels_double(width, height, pixels, detail, expected):
 @pytest.mark.parametrize(("width", "height"), [(128, 96), (150, 110), (64, 48), (20, 300)])
 def test_a_picture_of_the_trained_size_is_one_pass(width, height):
     size = choose_size(height, width, "tiled", pixels=TRAINED)
-    if max(width, height) < 200:
-        assert size == sizing.fit(height, width, "trained", pixels=TRAINED)
-        assert passes(size) == 1
-    else:
-        assert isinstance(size, (TiledSize, sizing.Frame))
+    assert size == sizing.fit(height, width, "trained", pixels=TRAINED)
+    assert passes(size) == 1
 
 
 def objects(height: int = 192, width: int = 256) -> torch.Tensor:
