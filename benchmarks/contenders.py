@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,31 +18,98 @@ from tests.harness import inprocess
 @dataclass(frozen=True)
 class Variant:
     """weight_dtype: as Load FE2E Model names it. folded: of ours, whether modulation layers are constants. compiled:
-    through ComfyUI's torch.compile wrapper, as its node does.
+    "model" as ComfyUI's TorchCompileModel does it, or "blocks": through the same wrapper, each block for itself, which
+    compiles two kinds of block instead of one long graph. attention: "" for ComfyUI's choice, or "cudnn".
     """
 
     title: str
     weight_dtype: str
     reference: bool = False
-    compiled: bool = False
+    compiled: str = ""
     folded: bool = True
+    attention: str = ""
 
 
 def build(variant: Variant, size: ModelSize, drawn: torch.dtype, device: str) -> ReferenceProcedure | OurProcedure:
-    """The contender, its weights drawn in the dtype `drawn` on `device`. ComfyUI has to be imported before."""
-    backend = inprocess.pack_module("nodes.backend")
-    tensors = models.transformer(size, drawn, device)
-    vae, prompt = backend.build_vae(models.autoencoder(size)), models.prompt(size)
-    if variant.reference:
-        return ReferenceProcedure(size, tensors, vae, prompt, drawn)
-    contender = OurProcedure(
-        size, tensors, vae, prompt, variant.weight_dtype, inprocess.pack_module, variant.folded
-    )
-    if variant.compiled:
-        from comfy_api.torch_helpers import set_torch_compile_wrapper
+    """The contender, its weights drawn in the dtype `drawn` on `device`. ComfyUI has to be imported before.
 
-        set_torch_compile_wrapper(model=contender.model.patcher, backend="inductor")
+    On a GPU the weights are made where they are used: taking 24 GB through the main memory and back would need most
+    of a benchmark's time and is what `benchmarks.loading` measures.
+    """
+    backend = inprocess.pack_module("nodes.backend")
+    on_card = torch.device(device).type != "cpu"
+    vae = backend.build_vae(models.autoencoder(size, device))
+    prompt = tuple(tensor.to(device) for tensor in models.prompt(size))
+    tensors = models.transformer(size, drawn, device, kept=on_card)
+    with _made_on_the_card(on_card):
+        if variant.reference:
+            contender = ReferenceProcedure(size, tensors, vae, prompt, drawn)
+            _offload_to_main_memory(contender.patcher)
+            return contender
+        contender = OurProcedure(
+            size, tensors, vae, prompt, variant.weight_dtype, inprocess.pack_module, variant.folded
+        )
+    _offload_to_main_memory(contender.model.patcher)
+    if variant.compiled:
+        contender.model = replace(
+            contender.model, patcher=compiled(contender.model.patcher, size, variant.compiled == "blocks")
+        )
     return contender
+
+
+def compiled(patcher: object, size: ModelSize, blocks: bool, backend: str = "inductor") -> object:
+    """A clone of ComfyUI's patcher that compiles the transformer, with the options of its TorchCompileModel node."""
+    import comfy_extras.nodes_torch_compile as core
+    from comfy_api.torch_helpers import set_torch_compile_wrapper
+
+    clone = patcher.clone(disable_dynamic=True)
+    keys = ["diffusion_model"]
+    if blocks:
+        counts = {"double_blocks": size.doubles, "single_blocks": size.singles}
+        keys = [f"diffusion_model.{name}.{i}" for name, count in counts.items() for i in range(count)]
+    options = {"guard_filter_fn": core.skip_torch_compile_dict}
+    set_torch_compile_wrapper(model=clone, backend=backend, options=options, keys=keys)
+    return clone
+
+
+@contextmanager
+def _made_on_the_card(on_card: bool) -> Iterator[None]:
+    """ComfyUI makes models where they run meanwhile, as with --highvram; afterwards its state is as before."""
+    import comfy.model_management as management
+
+    before = management.vram_state
+    if on_card:
+        management.vram_state = management.VRAMState.HIGH_VRAM
+    try:
+        yield
+    finally:
+        management.vram_state = before
+
+
+def _offload_to_main_memory(patcher: object) -> None:
+    """Where ComfyUI would have it without --highvram."""
+    import comfy.model_management as management
+
+    patcher.offload_device = management.unet_offload_device()
+
+
+@contextmanager
+def preferred_attention(variant: Variant) -> Iterator[None]:
+    """torch's cuDNN attention before its flash attention where ComfyUI leaves the choice to torch."""
+    import comfy.ops
+
+    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
+    if variant.attention != "cudnn" or not order:
+        yield
+        return
+    from torch.nn.attention import SDPBackend
+
+    before = list(order)
+    order.sort(key=lambda backend: backend != SDPBackend.CUDNN_ATTENTION)
+    try:
+        yield
+    finally:
+        order[:] = before
 
 
 def flux_of(contender: ReferenceProcedure | OurProcedure) -> torch.nn.Module:

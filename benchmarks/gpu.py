@@ -1,8 +1,10 @@
 """GPU: true-size random weights at 1024x768, the reference's procedure against ours.
 
-    python -m benchmarks.gpu [--variants reference bf16 fp8-fast-compiled] [--write]
+    python -m benchmarks.gpu [--variants reference bf16 fp8-fast-compiled] [--out FILE] [--write]
+    python -m benchmarks.gpu --from-json FILE --write
 
-Each variant is built, warmed up, measured and dropped before the next, so that a card need hold only one.
+Each variant is built, warmed up, measured and dropped before the next, so that a card need hold only one, and its
+figures are in `--out` as soon as it is done: `--from-json` makes the tables of them, on another machine if need be.
 Latency by stage, peak memory on the card, and the share that the transformer stage reaches of the matrix
 product rate measured on this machine in bfloat16. ComfyUI runs with its default flags unless
 --comfyui-flags says otherwise. Without a CUDA GPU only `--tiny` runs, on the CPU, to check the script.
@@ -11,109 +13,48 @@ product rate measured on this machine in bfloat16. ComfyUI runs with its default
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
 import torch
 
-from benchmarks import models
-from benchmarks.contenders import Variant, build, watch_text_tokens
+from benchmarks.contenders import Variant
+from benchmarks.gpu_measuring import Measured, Record, drop_models, matmul_rate, measure
 from benchmarks.macs import image_tokens, reference_counted, transformer_macs
 from benchmarks.report import Table, comfyui_version, machine, section, versions
 from benchmarks.sizes import RELEASED, TINY, ModelSize
-from benchmarks.timing import Clock, interleave, medians
 from tests.harness import inprocess
 
 logger = logging.getLogger(__name__)
 
 NOT_MEASURED = "not measured on a GPU"
 STAGES = ("encode", "connector", "transformer", "decode", "geometry")
+GIB = 2**30
 
-
+#: In the order of their importance: a run that is cut short has the first ones.
 VARIANTS = {
     "reference": Variant("reference's procedure, bf16", "bf16", reference=True),
+    "bf16-compiled": Variant("ours, bf16, compiled by block", "bf16", compiled="blocks"),
+    "fp8-fast-compiled": Variant("ours, fp8 products, compiled by block", "fp8_e4m3fn_fast", compiled="blocks"),
     "bf16": Variant("ours, bf16", "bf16"),
-    "fp8": Variant("ours, fp8", "fp8_e4m3fn"),
-    "bf16-compiled": Variant("ours, bf16, compiled", "bf16", compiled=True),
     "fp8-fast": Variant("ours, fp8 products", "fp8_e4m3fn_fast"),
-    "fp8-fast-compiled": Variant("ours, fp8 products, compiled", "fp8_e4m3fn_fast", compiled=True),
-}
+    "bf16-cudnn": Variant("ours, bf16, compiled by block, cuDNN attention", "bf16", compiled="blocks",
+                          attention="cudnn"),
+    "fp8-cudnn": Variant("ours, fp8 products, compiled by block, cuDNN attention", "fp8_e4m3fn_fast",
+                         compiled="blocks", attention="cudnn"),
+    "fp8": Variant("ours, fp8", "fp8_e4m3fn"),
+    "bf16-model": Variant("ours, bf16, compiled as a whole", "bf16", compiled="model"),
+}  # fmt: skip
 #: Project bounds: the transformer stage against the reference's, and the peak in GiB, by weight dtype.
 REQUIRED_RATIO = {"bf16": 2.0, "fp8": 2.8}
 REQUIRED_PEAK_GIB = {"bf16": 22.0, "fp8": 11.0}
 REQUIRED_SHARE = 0.6
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One variant: median seconds by stage ("whole" for all), peak bytes on the card, text tokens in the
-    transformer.
-    """
-
-    variant: Variant
-    seconds: dict[str, float]
-    peak: int
-    text_tokens: int
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def matmul_rate(side: int, repetitions: int = 20) -> float:
-    """Best measured FLOP/s of a square bfloat16 matrix product on this machine: what the share is a share
-    of.
-    """
-    where = device()
-    a, b = (torch.randn(side, side, device=where).to(torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(repetitions):
-        synchronize()
-        start = time.perf_counter()
-        for _ in range(4):
-            torch.mm(a, b)
-        synchronize()
-        best = min(best, (time.perf_counter() - start) / 4)
-    return 2 * side**3 / best
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-@torch.inference_mode()  # as ComfyUI runs its nodes, loaders too
-def measure(variant: Variant, size: ModelSize, height: int, width: int, repetitions: int) -> Measured:
-    """Build, warm up twice (kernels, compilation), measure, drop."""
-    contender = build(variant, size, torch.bfloat16, str(device()))
-    image = models.picture(height, width)
-    with watch_text_tokens(contender) as seen:
-        contender(image, Clock(synchronize))
-    contender(image, Clock(synchronize))
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    runs = {variant.title: partial(contender, image)}
-    clocks = interleave(runs, repetitions, synchronize)[variant.title]
-    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    result = Measured(variant, medians(clocks), peak, seen[0])
-    logger.info("%s: %s", variant.title, result)
-    del contender, runs
-    drop_models()
-    return result
-
-
-def drop_models() -> None:
-    """Everything off the card, so that the next variant starts with an empty one."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    gc.collect()
-    comfy.model_management.soft_empty_cache()
+#: Cards in GiB that the uncompiled variants are also run on, by leaving only so much of the real one.
+SMALL_CARD_GIB = {"bf16": 24.0, "fp8": 12.0}
 
 
 def stage_table(found: Sequence[Measured]) -> Table:
@@ -149,7 +90,7 @@ def transformer_table(
         else:
             cells += ["-", "-"]
         cells += [f"{2 * macs / seconds / 1e12:.1f}", f"{2 * macs / seconds / rate:.0%}"]
-        rows.append([*cells, f"{m.peak / 2**30:.1f}" if m.peak else NOT_MEASURED])
+        rows.append([*cells, f"{m.peak / GIB:.1f}" if m.peak else NOT_MEASURED])
     header = ["connector + transformer", "text tokens", "measured ratio", "counted ratio", "TFLOP/s"]
     return Table([*header, "of the measured bf16 matmul rate", "peak GiB"], rows)
 
@@ -175,7 +116,7 @@ def verdict(found: Sequence[Measured], size: ModelSize, height: int, width: int,
                 (f"{ratio:.2f} times (at least {REQUIRED_RATIO[dtype]})", ratio >= REQUIRED_RATIO[dtype])
             )
         if m.peak:
-            peak = m.peak / 2**30
+            peak = m.peak / GIB
             checks.append(
                 (f"peak {peak:.1f} GiB (under {REQUIRED_PEAK_GIB[dtype]:g})", peak < REQUIRED_PEAK_GIB[dtype])
             )
@@ -186,12 +127,51 @@ def verdict(found: Sequence[Measured], size: ModelSize, height: int, width: int,
     return "\n".join(lines)
 
 
+def memory_table(found: Sequence[Measured]) -> Table:
+    """Peaks by stage, with everything on the card; and the peak and the time on a smaller one."""
+    rows = []
+    for m in found:
+        cells = [f"{m.peaks[s] / GIB:.1f}" if s in m.peaks else "-" for s in ("encode", "transformer", "decode")]
+        small = ["-"] * 3
+        if m.small_card:
+            small = [f"{m.small_card['card'] / GIB:.0f}"]
+            small += [f"{m.small_card['peak'] / GIB:.1f}", f"{m.small_card['seconds']:.2f}"] if "peak" in m.small_card else ["out of memory"] * 2
+        rows.append([m.variant.title, *cells, *small, f"{m.build_seconds:.0f} / {m.warm_up_seconds:.0f}"])
+    header = ["peak GiB", "encode", "transformer", "decode", "with only so many GiB", "peak there", "seconds there",
+              "build / warm-up s"]  # fmt: skip
+    return Table(header, rows)
+
+
 def describe_device() -> str:
     if not torch.cuda.is_available():
         return machine()
     properties = torch.cuda.get_device_properties(0)
-    card = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+    card = f"{properties.name}, {properties.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
     return f"{card}, in {machine()}"
+
+
+def show(record: Record, write: bool) -> None:
+    """The section, from what was measured."""
+    size = TINY if record.size == TINY.name else RELEASED
+    found, height, width = record.found, record.height, record.width
+    text = [
+        f"One {width}x{height} picture, random weights of the {size.name} size, {record.repetitions} "
+        f"repetitions after two warm-up runs, one variant after the other. ComfyUI's flags: "
+        f"`{record.flags or 'none'}`; its dynamic memory, which only its server starts, is off. Measured matrix product "
+        f"rate in bfloat16: {record.rate / 1e12:.2f} TFLOP/s ({record.matmul_side} square, the best of several).",
+        stage_table(found).markdown(),
+        transformer_table(found, size, height, width, record.rate).markdown(),
+        memory_table(found).markdown(),
+        verdict(found, size, height, width, record.rate),
+    ]
+    section("gpu", "GPU, true size", "\n\n".join(text), record.command, write, record.where, day=record.day)
+
+
+def nothing_measured(command: str, write: bool) -> None:
+    rows = [[variant.title, *[NOT_MEASURED] * 4] for variant in VARIANTS.values()]
+    header = ["1024x768, true size", "transformer", "whole", "of the matmul rate", "peak GiB"]
+    text = Table(header, rows).markdown() + "\n\n`--tiny` checks the script without one."
+    section("gpu", "GPU, true size", text, command, write)
 
 
 def main() -> None:
@@ -204,44 +184,52 @@ def main() -> None:
     )
     parser.add_argument("--comfyui-flags", default="", help="ComfyUI's command line, for all variants")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
+    parser.add_argument("--out", type=Path, help="JSON file that holds what is measured so far")
+    parser.add_argument("--from-json", type=Path, help="make the tables of such a file and measure nothing")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
-    title = "GPU, true size"
-    if not torch.cuda.is_available() and not arguments.tiny:
-        rows = [[variant.title, *[NOT_MEASURED] * 4] for variant in VARIANTS.values()]
-        header = [
-            "1024x768, true size",
-            "transformer",
-            "whole",
-            "of the matmul rate",
-            "peak GiB",
-        ]
-        text = Table(header, rows).markdown() + "\n\n`--tiny` checks the script without one."
-        section("gpu", title, text, command, arguments.write)
+    cuda = torch.cuda.is_available()
+    if arguments.from_json is not None:
+        record = Record.read(arguments.from_json)
+        if arguments.write and not record.on_gpu:
+            raise SystemExit(f"{arguments.from_json} was measured without a CUDA GPU: it does not belong into the GPU section")
+        show(record, arguments.write)
         return
-    if not torch.cuda.is_available() and arguments.write:
+    if not cuda and not arguments.tiny:
+        nothing_measured(command, arguments.write)
+        return
+    if not cuda and arguments.write:
         raise SystemExit("--write needs a CUDA GPU: figures of a CPU do not belong into the GPU section")
     flags = arguments.comfyui_flags.split()
-    inprocess.import_comfyui(flags=flags if torch.cuda.is_available() else ["--cpu", *flags])
+    inprocess.import_comfyui(flags=flags if cuda else ["--cpu", *flags])
     size, (width, height) = TINY if arguments.tiny else RELEASED, arguments.size
     with torch.inference_mode():
         rate = matmul_rate(arguments.matmul_side)
-    found = [
-        measure(VARIANTS[name], size, height, width, arguments.repetitions) for name in arguments.variants
-    ]
-    text = [
-        f"One {width}x{height} picture, random weights of the {size.name} size, {arguments.repetitions} "
-        f"repetitions after two warm-up runs, one variant after the other. ComfyUI's flags: "
-        f"`{arguments.comfyui_flags or 'none'}`. Measured matrix product rate in bfloat16: "
-        f"{rate / 1e12:.2f} TFLOP/s ({arguments.matmul_side} square).",
-        stage_table(found).markdown(),
-        transformer_table(found, size, height, width, rate).markdown(),
-        verdict(found, size, height, width, rate),
-    ]
     where = ", ".join((describe_device(), versions("torch"), comfyui_version()))
-    section("gpu", title, "\n\n".join(text), command, arguments.write, where)
+    record = Record(
+        command, date.today().isoformat(), where, cuda, size.name, width, height, arguments.repetitions,
+        arguments.comfyui_flags, rate, arguments.matmul_side, [],
+    )  # fmt: skip
+    for name in arguments.variants:
+        variant = VARIANTS[name]
+        small = None if variant.reference or variant.compiled else SMALL_CARD_GIB[variant.weight_dtype.split("_")[0]]
+        measured = None
+        try:
+            measured = measure(variant, size, height, width, arguments.repetitions, small)
+        except Exception:  # the others are worth having all the same
+            logger.exception("%s failed", variant.title)
+        if measured is None:
+            drop_models()  # not inside `except`, where the traceback still holds the model
+            continue
+        record = replace(record, found=[*record.found, measured])
+        if arguments.out is not None:
+            record.write(arguments.out)
+    if record.found:
+        show(record, arguments.write)
+    if len(record.found) < len(arguments.variants):
+        raise SystemExit(f"{len(arguments.variants) - len(record.found)} variants failed")
 
 
 if __name__ == "__main__":

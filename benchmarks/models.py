@@ -20,16 +20,23 @@ from tests.harness.golden import GoldenConfig, dit_shapes, vae_shapes
 class RandomWeights(Mapping[str, Tensor]):
     """Names and shapes as a mapping to tensors that are a function of name and seed.
 
-    device: where to draw (the tensors come back on the CPU, as from a file).
+    device: where to draw. kept: whether the tensors stay there; they come back on the CPU, as from a file,
+    without it.
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, seed: int = 0, device: str = "cpu"
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        seed: int = 0,
+        device: str = "cpu",
+        kept: bool = False,
     ):
         self._shapes = dict(shapes)
         self._dtype = dtype
         self._seed = seed
         self._device = device
+        self._kept = kept
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self._shapes[name]
@@ -45,7 +52,8 @@ class RandomWeights(Mapping[str, Tensor]):
             values = 1 + 0.1 * values
         else:
             values /= math.sqrt(math.prod(shape[1:]))
-        return values.to(self._dtype).cpu()
+        values = values.to(self._dtype)
+        return values if self._kept else values.cpu()
 
     def meta(self, name: str) -> Tensor:
         return torch.empty(self._shapes[name], dtype=self._dtype, device="meta")
@@ -76,9 +84,11 @@ def golden_config(size: ModelSize) -> GoldenConfig:
     )
 
 
-def transformer(size: ModelSize, dtype: torch.dtype = torch.float32, device: str = "cpu") -> RandomWeights:
+def transformer(
+    size: ModelSize, dtype: torch.dtype = torch.float32, device: str = "cpu", kept: bool = False
+) -> RandomWeights:
     """The transformer with its connector."""
-    return RandomWeights(dit_shapes(golden_config(size)), dtype, device=device)
+    return RandomWeights(dit_shapes(golden_config(size)), dtype, device=device, kept=kept)
 
 
 def autoencoder(size: ModelSize, device: str = "cpu") -> RandomWeights:

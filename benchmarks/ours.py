@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import ModuleType
 
 import torch
@@ -39,7 +40,9 @@ class OurProcedure:
         patcher, silu_vec = self.backend.build_transformer(
             tensors, constant, None, pack_module("nodes.weights").WEIGHT_DTYPES[dtype], fold
         )
-        self.model = types.FE2EModel(patcher, vae, constant, silu_vec, info)
+        # Wherever it was computed, an FE2E_MODEL has it on the CPU.
+        constant = replace(constant, context=constant.context.cpu(), pooled=constant.pooled.cpu())
+        self.model = types.FE2EModel(patcher, vae, constant, silu_vec if silu_vec is None else silu_vec.cpu(), info)
         self.normal_from_network = pack_module("fe2e_core.geometry").normal_from_network
 
     @property

@@ -84,17 +84,18 @@ def section(
     write: bool,
     where: str = "",
     document: Path | None = None,
+    day: str | None = None,
 ) -> None:
     """Print a section, and with `write` replace it in docs/benchmarks.md, leaving the other sections as
     they are.
 
     where: machine and versions, for measured sections. document: another file than docs/benchmarks.md; what
-    stands before its first section is its own, and a new section goes to its end.
+    stands before its first section is its own, and a new section goes to its end. day: when it was measured, today if not given.
     """
     lines = [
         f"## {title}",
         text,
-        f"`{command}`" + (f" on {date.today().isoformat()}. {where}" if where else ""),
+        f"`{command}`" + (f" on {day or date.today().isoformat()}. {where}" if where else ""),
     ]
     body = "\n\n".join(lines)
     print(body)

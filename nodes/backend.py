@@ -161,10 +161,11 @@ def transform(model: FE2EModel, image_latent: Tensor) -> tuple[Tensor, Tensor]:
     if conditioning.guidance is not None and base.diffusion_model.params.guidance_embed:
         extra["guidance"] = torch.full((b,), conditioning.guidance, device=patcher.load_device)
     picture_tokens = 2 * (h // PATCH) * (w // PATCH)
-    merged = merge_tokens(conditioning.context.to(dtype))
-    if _adds_masks_cheaply(patcher) and merged.saves(picture_tokens):
-        conditioning = replace(conditioning, context=merged.context)
-        extra["attention_mask"] = merged.mask(picture_tokens, dtype).to(patcher.load_device)
+    if _adds_masks_cheaply(patcher):  # asked first: comparing the tokens takes a millisecond or more of every pass
+        merged = merge_tokens(conditioning.context.to(dtype))
+        if merged.saves(picture_tokens):
+            conditioning = replace(conditioning, context=merged.context)
+            extra["attention_mask"] = merged.mask(picture_tokens, dtype).to(patcher.load_device)
 
     def velocity(tokens: Tensor, ids: Tensor, context: Tensor, context_ids: Tensor, timestep: Tensor, pooled: Tensor) -> Tensor:
         # The two halves stacked in height give just the sequence [zeros | image]; only the ids of the second half

@@ -8,7 +8,9 @@ import time
 import pytest
 import torch
 
-from benchmarks import cost, models, report
+from benchmarks import cost, gpu, models, report
+from benchmarks.gpu import VARIANTS
+from benchmarks.gpu_measuring import Measured, Record
 from benchmarks.scenes import over_scenes
 from benchmarks.sizes import RELEASED, TINY
 from benchmarks.timing import Clock, PeakMemory, interleave, medians, memory_now, module_bytes
@@ -153,3 +155,21 @@ def test_latency_and_memory_are_medians_and_first_peaks() -> None:
     memory = cost.memory_table(SHAPES, ready, runs).rows
     assert memory[1][1:5] == ["60", "600", "900", "2,100"] and memory[0][1] == "90"
     assert float(memory[1][5].replace(",", "")) == pytest.approx(1500 / ((192 * 256 - 48 * 64) / 1e6), abs=1)
+
+
+def test_a_record_of_a_gpu_run_comes_back_whole_and_is_shown_from_its_file(tmp_path, capsys) -> None:
+    """Also of a run in which a variant did not fit the small card, and one that was not tried there."""
+    stages = {"encode": 0.1, "transformer": 0.4, "decode": 0.2, "geometry": 0.01, "whole": 0.71}
+    found = [
+        Measured(VARIANTS["reference"], stages | {"connector": 0.1}, 30 * 2**30, 640),
+        Measured(VARIANTS["bf16"], stages, 20 * 2**30, 640, {"decode": 20 * 2**30}, {"card": 24 * 2**30}, 2.0, 3.0),
+    ]  # fmt: skip
+    record = Record("python -m benchmarks.gpu", "2026-01-02", "a card", True, RELEASED.name, 1024, 768, 5, "", 7e14, 8192, found)
+    path = tmp_path / "kept" / "gpu.json"
+    record.write(path)
+    assert Record.read(path) == record
+    assert [p.name for p in path.parent.iterdir()] == ["gpu.json"]
+    gpu.show(Record.read(path), write=False)
+    shown = capsys.readouterr().out
+    assert "out of memory" in shown and "peak 20.0 GiB (under 22), held" in shown and "on 2026-01-02. a card" in shown
+    assert "1.25 times (at least 2.0), NOT HELD" in shown
