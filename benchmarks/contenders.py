@@ -62,6 +62,8 @@ def compiled(patcher: object, size: ModelSize, blocks: bool, backend: str = "ind
     import comfy_extras.nodes_torch_compile as core
     from comfy_api.torch_helpers import set_torch_compile_wrapper
 
+    # Guessing which sizes change ends in an assertion for fp8 products (PyTorch 2.11): one picture size is measured.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     clone = patcher.clone(disable_dynamic=True)
     keys = ["diffusion_model"]
     if blocks:

@@ -1,10 +1,11 @@
 """GPU: true-size random weights at 1024x768, the reference's procedure against ours.
 
     python -m benchmarks.gpu [--variants reference bf16 fp8-fast-compiled] [--out FILE] [--write]
-    python -m benchmarks.gpu --from-json FILE --write
+    python -m benchmarks.gpu --from-json FILE [FILE ...] --write
 
 Each variant is built, warmed up, measured and dropped before the next, so that a card need hold only one, and its
-figures are in `--out` as soon as it is done: `--from-json` makes the tables of them, on another machine if need be.
+figures are in `--out` as soon as it is done: `--from-json` makes the tables of them, on another machine if need be, a section
+for each file.
 Latency by stage, peak memory on the card, and the share that the transformer stage reaches of the matrix
 product rate measured on this machine in bfloat16. ComfyUI runs with its default flags unless
 --comfyui-flags says otherwise. Without a CUDA GPU only `--tiny` runs, on the CPU, to check the script.
@@ -42,6 +43,7 @@ VARIANTS = {
     "fp8-fast-compiled": Variant("ours, fp8 products, compiled by block", "fp8_e4m3fn_fast", compiled="blocks"),
     "bf16": Variant("ours, bf16", "bf16"),
     "fp8-fast": Variant("ours, fp8 products", "fp8_e4m3fn_fast"),
+    "fp8-fast-cudnn": Variant("ours, fp8 products, cuDNN attention", "fp8_e4m3fn_fast", attention="cudnn"),
     "bf16-cudnn": Variant("ours, bf16, compiled by block, cuDNN attention", "bf16", compiled="blocks",
                           attention="cudnn"),
     "fp8-cudnn": Variant("ours, fp8 products, compiled by block, cuDNN attention", "fp8_e4m3fn_fast",
@@ -150,8 +152,8 @@ def describe_device() -> str:
     return f"{card}, in {machine()}"
 
 
-def show(record: Record, write: bool) -> None:
-    """The section, from what was measured."""
+def show(record: Record, write: bool, number: int = 1) -> None:
+    """The section, from what was measured in the `number`-th run."""
     size = TINY if record.size == TINY.name else RELEASED
     found, height, width = record.found, record.height, record.width
     text = [
@@ -164,7 +166,8 @@ def show(record: Record, write: bool) -> None:
         memory_table(found).markdown(),
         verdict(found, size, height, width, record.rate),
     ]
-    section("gpu", "GPU, true size", "\n\n".join(text), record.command, write, record.where, day=record.day)
+    key, title = ("gpu", "GPU, true size") if number == 1 else (f"gpu{number}", f"GPU, true size, run {number}")
+    section(key, title, "\n\n".join(text), record.command, write, record.where, day=record.day)
 
 
 def nothing_measured(command: str, write: bool) -> None:
@@ -185,17 +188,18 @@ def main() -> None:
     parser.add_argument("--comfyui-flags", default="", help="ComfyUI's command line, for all variants")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU if there is no GPU")
     parser.add_argument("--out", type=Path, help="JSON file that holds what is measured so far")
-    parser.add_argument("--from-json", type=Path, help="make the tables of such a file and measure nothing")
+    parser.add_argument("--from-json", type=Path, nargs="+", help="make the tables of such files and measure nothing")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     command = " ".join(["python -m benchmarks.gpu", *sys.argv[1:]])
     cuda = torch.cuda.is_available()
     if arguments.from_json is not None:
-        record = Record.read(arguments.from_json)
-        if arguments.write and not record.on_gpu:
-            raise SystemExit(f"{arguments.from_json} was measured without a CUDA GPU: it does not belong into the GPU section")
-        show(record, arguments.write)
+        for number, path in enumerate(arguments.from_json, 1):
+            record = Record.read(path)
+            if arguments.write and not record.on_gpu:
+                raise SystemExit(f"{path} was measured without a CUDA GPU: it does not belong into the GPU section")
+            show(record, arguments.write, number)
         return
     if not cuda and not arguments.tiny:
         nothing_measured(command, arguments.write)

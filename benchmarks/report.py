@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
 GEOMETRY = ROOT / "docs" / "geometry.md"
 #: Order of the sections in the document.
-SECTIONS = ("operations", "cost", "cpu", "checkout", "gpu", "loading", "tiling")
+SECTIONS = ("operations", "cost", "cpu", "checkout", "gpu", "gpu2", "loading", "tiling")
 _INTRODUCTION = """# Benchmarks
 
 What the pack costs, measured against the reference's procedure in one run on one machine, with the ratio of
