@@ -15,6 +15,8 @@ from fe2e_core.tensorfile import TensorFile
 from train import convert, curves, empty_prompt, fetch, inspect, lora, memory_report, pack, predict
 from train.bench import command as bench
 from train.config import NanoConfig, load_config
+from train.mixtures import MIXTURES
+from train.online import command as online
 from train.thesis import command as thesis
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -54,8 +56,10 @@ def _nano(arguments: argparse.Namespace) -> int:
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, nargs="?", default=Path("models/fe2e-nano.safetensors"))
-    parser.add_argument("--scenes", type=int, default=200, help="held-out scenes (default: %(default)s)")
+    parser.add_argument("--scenes", type=int, default=500, help="held-out scenes (default: %(default)s)")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="pixels (default: as trained)")
+    parser.add_argument("--mixture", choices=list(MIXTURES), default="second",
+                        help="kinds of scenes: the first model's, the second's, or a kind never trained on (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the result here")
     parser.add_argument("--dry-run", action="store_true", help="check the checkpoint, say what would be scored, stop")
 
@@ -67,14 +71,16 @@ def _score_nano(arguments: argparse.Namespace) -> int:
             name = read_checkpoint(file).info.name
         print(f"{name}: {arguments.scenes} held-out scenes at {'{}x{}'.format(*size) if size else 'the trained size'}")
         return 0
-    return _score(arguments.checkpoint, arguments.scenes, size, arguments.json)
+    return _score(arguments.checkpoint, arguments.scenes, size, arguments.json, arguments.mixture)
 
 
-def _score(checkpoint: Path, scenes: int, size: tuple[int, int] | None, json_file: Path | None) -> int:
+def _score(
+    checkpoint: Path, scenes: int, size: tuple[int, int] | None, json_file: Path | None, mixture: str = "first"
+) -> int:
     from train.evaluation import compare
 
-    result = compare(checkpoint, scenes=scenes, size=size)
-    print(f"{result.scenes} held-out scenes at {result.width}x{result.height}, seeds from {result.first_seed}")
+    result = compare(checkpoint, scenes=scenes, size=size, mixture=mixture)
+    print(f"{result.scenes} held-out scenes of the mixture '{mixture}' at {result.width}x{result.height}, seeds from {result.first_seed}")
     print(result.table())
     if json_file is not None:
         json_file.write_text(result.to_json() + "\n", encoding="utf-8")
@@ -95,6 +101,7 @@ VERBS = (
     Verb("evaluate", "the paper's nine benchmarks, for a checkpoint or any program's predictions", bench.add_arguments, bench.run),
     Verb("thesis", "the paper's claims in miniature: an editor and a generator become estimators", thesis.add_arguments, thesis.run),
     Verb("nano", "train the embedded demonstration model from nothing", _nano_arguments, _nano),
+    Verb("online", "train it further on scenes that a GPU renders while it trains", online.add_arguments, online.run),
     Verb("score-nano", "score a small checkpoint on held-out procedural scenes", _score_arguments, _score_nano),
 )
 

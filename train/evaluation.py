@@ -21,7 +21,7 @@ from fe2e_core.packing import predict_latents
 from fe2e_core.tensorfile import TensorFile
 from train.backend import decode, encode, load_autoencoder, load_transformer, velocity_of
 from train.pool import label_scene
-from train.scenes import HELD_OUT, render_scene
+from train.scenes import HELD_OUT, Scene, render_scene
 
 Predictor = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Image (H,W,3) in [0,1] -> (log-depth label (H,W) in [-1,1], unit normals (H,W,3) in OpenCV axes)."""
@@ -49,12 +49,12 @@ class CheckpointPredictor:
 
 
 class MeanPredictor:
-    """The per-pixel mean of training labels and normals, whatever the image. One size only."""
+    """The per-pixel mean of labels and normals of a mixture's scenes, whatever the image. One size only."""
 
-    def __init__(self, size: tuple[int, int], scenes: int, first_seed: int = 0):
+    def __init__(self, size: tuple[int, int], scenes: int, first_seed: int = 0, mixture: str = "first"):
         labels, normals, counts = torch.zeros(size), torch.zeros(3, *size), torch.zeros(size)
         for seed in range(first_seed, first_seed + scenes):
-            sample = label_scene(render_scene(seed, *size))
+            sample = label_scene(render_scene(seed, *size, mixture=mixture))
             valid = sample.valid[0].float()
             labels += sample.label[0] * valid
             normals += sample.normal[0] * valid
@@ -75,9 +75,8 @@ class SceneScore:
     angle: float
 
 
-def score_scene(predictor: Predictor, seed: int, size: tuple[int, int]) -> SceneScore:
+def score_scene(predictor: Predictor, scene: Scene) -> SceneScore:
     """Score one procedural scene."""
-    scene = render_scene(seed, *size)
     label, normal = predictor(scene.image)
     aligned = align_log(label, scene.depth, scene.mask)
     angle = angular_error_deg(normal, scene.normal)[scene.mask]
@@ -93,6 +92,7 @@ class Comparison:
     """Means over held-out scenes of a checkpoint and of the image-independent guess, and their ratios."""
 
     checkpoint: str
+    mixture: str
     scenes: int
     first_seed: int
     height: int
@@ -134,24 +134,29 @@ def compare(
     scenes: int = 200,
     training_scenes: int = 1000,
     size: tuple[int, int] | None = None,
+    mixture: str = "first",
     on_step: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Score the checkpoint at `path` on the first `scenes` held-out seeds, at its trained size unless one is given.
+    """Score the checkpoint at `path` on the first `scenes` held-out seeds of a mixture (`train.mixtures.MIXTURES`), at its
+    trained size unless one is given.
 
-    `training_scenes` is over how many training scenes the guess is averaged. Raises what reading a checkpoint raises.
+    `training_scenes` is over how many other scenes of the same mixture the guess is averaged: the best guess for it, also
+    where the checkpoint has never been trained on it. Raises what reading a checkpoint raises.
     """
     predictor = CheckpointPredictor(path)
     size = size or predictor.size
-    guess = MeanPredictor(size, training_scenes)
+    guess = MeanPredictor(size, training_scenes, mixture=mixture)
     model_scores, guess_scores = [], []
     for number in range(scenes):
-        model_scores.append(score_scene(predictor, HELD_OUT + number, size))
-        guess_scores.append(score_scene(guess, HELD_OUT + number, size))
+        scene = render_scene(HELD_OUT + number, *size, mixture=mixture)
+        model_scores.append(score_scene(predictor, scene))
+        guess_scores.append(score_scene(guess, scene))
         if on_step is not None:
             on_step(number + 1, scenes)
     model, blind = _mean(model_scores), _mean(guess_scores)
     return Comparison(
         checkpoint=Path(path).name,
+        mixture=mixture,
         scenes=scenes,
         first_seed=HELD_OUT,
         height=size[0],

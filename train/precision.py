@@ -22,6 +22,6 @@ def has_fast_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return bool(words & _FLAGS)
 
 
-def fast_autocast() -> autocast:
-    """Autocast of a CPU to BF16 where that is fast, and otherwise none: float32."""
-    return autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
+def fast_autocast(device: str = "cpu") -> autocast:
+    """Autocast to BF16 on a GPU, on a CPU where that is fast, and otherwise none: float32."""
+    return autocast(device, torch.bfloat16, enabled=device != "cpu" or has_fast_bf16())

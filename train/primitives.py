@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from train.textures import Texture
+from train.textures import Texture, value_noise
 
 MISS = float("inf")
 EPSILON = 1e-4
@@ -146,6 +146,30 @@ class Sphere:
 
 
 @dataclass(frozen=True)
+class Ellipsoid:
+    """An ellipsoid with half axes `radii` (3,) metres along the object's axes: leaves, cushions, stones."""
+
+    pose: Pose
+    radii: torch.Tensor
+    texture: Texture
+    casts_shadow: bool = True
+
+    def intersect(self, origin: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        radii = self.radii[:, None]
+        return _first_root(self.pose.rotation.T @ direction / radii, self.pose.to_local(origin) / radii, 1.0)
+
+    def normal(self, points: torch.Tensor) -> torch.Tensor:
+        gradient = self.pose.to_local(points) / self.radii[:, None] ** 2
+        return self.pose.rotation @ (gradient / (gradient * gradient).sum(0).sqrt())
+
+    def local(self, points: torch.Tensor) -> torch.Tensor:
+        return self.pose.to_local(points)
+
+    def clearance(self, point: np.ndarray) -> float:
+        return float(np.linalg.norm(point - self.pose.centre.numpy()) - float(self.radii.max()))
+
+
+@dataclass(frozen=True)
 class Cylinder:
     """A capped cylinder: axis along the object's y, `radius` and `half_height` in metres."""
 
@@ -182,6 +206,65 @@ class Cylinder:
     def clearance(self, point: np.ndarray) -> float:
         reach = float(np.hypot(self.radius, self.half_height))
         return float(np.linalg.norm(point - self.pose.centre.numpy()) - reach)
+
+
+NEAR_STEP, FAR_STEP, STEPS, HALVINGS = 0.2, 90.0, 96, 14
+"""A ray is followed over hills at this many places, in geometric progression of the ray parameter, and the first place
+below ground is then closed in on by halving: 7 % of the distance is the thinnest crest that is sure to be seen."""
+
+
+def hill_height(x: torch.Tensor, z: torch.Tensor, amplitude: float, scale: float, seed: int) -> torch.Tensor:
+    """Height in metres (>= 0) at world x, z (N,): two octaves of noise, waves of about `scale` metres."""
+    flat = torch.stack((x, torch.zeros_like(x), z)) / scale
+    return amplitude * (0.75 * value_noise(flat, seed) + 0.25 * value_noise(flat * 2.9, seed + 1))
+
+
+@dataclass(frozen=True)
+class HeightField:
+    """Rolling ground y = -height(x, z), up to `amplitude` metres high in waves of about `scale` metres."""
+
+    amplitude: float
+    scale: float
+    seed: int
+    texture: Texture
+    casts_shadow: bool = False
+
+    def height(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return hill_height(x, z, self.amplitude, self.scale, self.seed)
+
+    def intersect(self, origin: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
+        def above(t: torch.Tensor) -> torch.Tensor:
+            point = origin + direction * t
+            return -point[1] - self.height(point[0], point[2])
+
+        low = torch.full_like(direction[0], NEAR_STEP)
+        high, found = low.clone(), torch.zeros_like(low, dtype=torch.bool)
+        ratio = (FAR_STEP / NEAR_STEP) ** (1 / STEPS)
+        for step in range(1, STEPS + 1):
+            place = torch.full_like(low, NEAR_STEP * ratio**step)
+            below = above(place) < 0
+            high = torch.where(below & ~found, place, high)
+            found = found | below
+            low = torch.where(found, low, place)
+        for _ in range(HALVINGS):
+            middle = 0.5 * (low + high)
+            below = above(middle) < 0
+            low, high = torch.where(below, low, middle), torch.where(below, middle, high)
+        return torch.where(found, high, MISS)
+
+    def normal(self, points: torch.Tensor) -> torch.Tensor:
+        step = 0.01 * self.scale
+        x, z = points[0], points[2]
+        slope_x = (self.height(x + step, z) - self.height(x - step, z)) / (2 * step)
+        slope_z = (self.height(x, z + step) - self.height(x, z - step)) / (2 * step)
+        vector = torch.stack((-slope_x, -torch.ones_like(x), -slope_z))
+        return vector / (vector * vector).sum(0).sqrt()
+
+    def local(self, points: torch.Tensor) -> torch.Tensor:
+        return points
+
+    def clearance(self, point: np.ndarray) -> float:
+        return MISS
 
 
 def _first_root(direction: torch.Tensor, start: torch.Tensor, radius: float) -> torch.Tensor:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from train.layouts import Camera, World, sample_layout
+from train.layouts import Camera, World
+from train.mixtures import sample_mixture
 from train.primitives import MISS, Primitive, rotation_about
 from train.textures import value_noise
 
@@ -152,18 +153,21 @@ def render(world: World, camera: Camera, height: int, width: int) -> Scene:
     )
 
 
-def render_scene(seed: int, height: int, width: int, layout: str | None = None) -> Scene:
-    """The scene of this seed: the same bits each time on one machine. `layout` names one of `train.layouts.LAYOUTS`.
+def render_scene(
+    seed: int, height: int, width: int, layout: str | None = None, mixture: str = "first"
+) -> Scene:
+    """The scene of this seed: the same bits each time on one machine. `mixture` is one of `train.mixtures.MIXTURES`,
+    `layout` names one of its layouts.
 
     Worlds in which less than 40 % of the pixels are valid (mostly sky), or something is nearer than 5 cm, are drawn
-    again from the same generator. ValueError for a negative seed, a size below 1 or an unknown layout.
+    again from the same generator. ValueError for a negative seed, a size below 1 or an unknown layout or mixture.
     """
     if seed < 0:
         raise ValueError(f"scene seed is {seed}; seeds are 0 or larger")
     rng = np.random.default_rng([2, seed])
     with torch.no_grad():
         for _ in range(_ATTEMPTS):
-            world, camera = sample_layout(rng, layout)
+            world, camera = sample_mixture(rng, mixture, layout)
             scene = render(world, camera, height, width)
             valid = scene.depth[scene.mask]
             if valid.numel() >= _MIN_VALID * height * width and float(valid.min()) > 0.05:

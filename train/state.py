@@ -57,7 +57,7 @@ def load_state(
                 found = {k.removesuffix("." + name): v for k, v in moments.items() if k.endswith("." + name)}
                 found = {k: v for k, v in found.items() if "." not in k}
                 if found:
-                    optimizer.state[parameter] = found
+                    optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in found.items()}
     if average is not None:
         average.update(part("average."))
     return step

@@ -14,22 +14,22 @@ import torch
 
 Pattern = Callable[[torch.Tensor, int], torch.Tensor]
 
-_LATTICE = 4096
-_PRIMES = (73856093, 19349663, 83492791)
+LATTICE = 4096
+PRIMES = (73856093, 19349663, 83492791)
 
 
 def value_noise(points: torch.Tensor, seed: int) -> torch.Tensor:
     """Smooth noise in [0, 1] on `points` (3, N): random values at integer corners, smoothly interpolated."""
-    table = torch.from_numpy(np.random.default_rng([11, seed]).random(_LATTICE, dtype=np.float32))
+    table = torch.from_numpy(np.random.default_rng([11, seed]).random(LATTICE, dtype=np.float32))
     base = torch.floor(points)
     weight = points - base
     weight = weight * weight * (3 - 2 * weight)
     corner = base.to(torch.int64)
-    low = [corner[axis] * _PRIMES[axis] for axis in range(3)]
-    high = [low[axis] + _PRIMES[axis] for axis in range(3)]
+    low = [corner[axis] * PRIMES[axis] for axis in range(3)]
+    high = [low[axis] + PRIMES[axis] for axis in range(3)]
 
     def at(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        return table[(x ^ y ^ z) & (_LATTICE - 1)]
+        return table[(x ^ y ^ z) & (LATTICE - 1)]
 
     layers = []
     for z in (low[2], high[2]):

@@ -102,7 +102,7 @@ def make_optimizers(
     return muon, torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=0.0, betas=(0.9, 0.98), fused=True)
 
 
-def learning_factor(step: int, total: int, warmup: int) -> float:
+def learning_factor(step: float, total: int, warmup: int) -> float:
     """Share of the full learning rate: linear warm-up, then a cosine to one hundredth."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / total))
     return min(1.0, (step + 1) / warmup) * (0.01 + 0.99 * cosine)

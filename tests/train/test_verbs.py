@@ -69,6 +69,7 @@ def dry(place: Path) -> dict[str, list[str]]:
         "evaluate": ["--data", str(place), "--checkpoint", NANO, "--out", out],
         "thesis": [],
         "nano": ["--out", out, "--work", out],
+        "online": ["--out", out, "--work", out],
         "score-nano": [NANO, "--scenes", "3"],
     }
 
