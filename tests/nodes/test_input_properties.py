@@ -13,6 +13,7 @@ from typing import Any
 import folder_paths
 import pytest
 import torch
+from comfy_api.latest import Types
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +32,8 @@ NODES = asyncio.run(_nodes())
 SLOW = {"FE2EEstimate", "FE2EFeatureView", "FE2ESaveCheckpoint"}
 #: Chooses files by name; what those hold is the business of other tests.
 LOADERS = {"FE2ELoadModel", "FE2ELoadEXR"}
+#: A ComfyUI before 0.27 has no type for what these give: they are there, and say so (see `answers`).
+TOO_NEW = set() if hasattr(Types, "SPLAT") else {"FE2ESplat"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,8 +91,13 @@ def check(value: Any, kind: str, raw: bool) -> None:
 
 def answers(node: type, given_inputs: dict[str, Any]) -> None:
     before = {key: value.clone() for key, value in given_inputs.items() if isinstance(value, torch.Tensor)}
-    outputs = run_node(node, **given_inputs)
     schema = node.GET_SCHEMA()
+    if schema.node_id in TOO_NEW:
+        # A wire's wrong value may be named first, a ValueError as everywhere; nothing else comes out of it.
+        with pytest.raises(RuntimeError, match="update ComfyUI"):
+            run_node(node, **given_inputs)
+        return
+    outputs = run_node(node, **given_inputs)
     assert len(outputs) == len(schema.outputs)
     for value, output in zip(outputs, schema.outputs, strict=True):
         if any(value is given for given in given_inputs.values()):
