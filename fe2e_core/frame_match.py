@@ -10,7 +10,7 @@ equations a camera that walks forward would pass for a scene that shrinks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,8 @@ _ALIKE = 0.7  # correlation of two windows that show the same place
 _FEWEST_TEXTURED = 0.05  # of the picture, for its evidence to count
 _FLOW_ERROR = 0.7  # pixels of the small grid that a place can be followed to
 _FOLLOWED = 0.35  # share of textured places that have to be met again; less comes about by chance
+_AS_ALIKE = 0.02  # share of textured places by which a second look may be worse than the first
+_TOGETHER = 100  # points that err together, so that many points are not taken for much evidence
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Match:
     """ln depth of the other frame = gain * label + offset; motion (6,): translation in units of the key
     frame's median depth, rotation vector. seen: share of the key frame's points that lie in the other
     picture; misses (n,): |ln error| of these. alike: share of the textured places that show the same in both
-    pictures, nan without pictures or texture.
+    pictures, nan without pictures or texture. doubt: standard deviation of the motion's numbers by how closely it
+    follows the pictures, 1 where they have no say.
     """
 
     gain: float
@@ -59,6 +62,7 @@ class Match:
     seen: float
     misses: Tensor
     alike: float
+    doubt: float = 1.0
 
     @property
     def residual(self) -> float:
@@ -79,6 +83,14 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Reckoned:
+    """A motion (6,) known from elsewhere, and the standard deviation of its numbers; from 1 on it is a guess only."""
+
+    motion: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    doubt: float = 1.0
+
+
+@dataclass(frozen=True)
 class _Places:
     """Where points (n,) of the key frame are in the other picture by flow: at (n, 2) in pixels from its
     corner, sure (n,) bool.
@@ -90,10 +102,16 @@ class _Places:
 
 
 def match_frames(
-    key: View, view: View, motion: Tensor, fov_x_degrees: float, colour: float, other: Tensor | None = None
+    key: View,
+    view: View,
+    motion: Tensor,
+    fov_x_degrees: float,
+    colour: float,
+    reckoned: Reckoned | None = None,
 ) -> Match:
-    """Match `view` with `key`, beginning at a motion (6,), and at an `other` one too if there is one: the closer fit
-    of the two is taken. colour: difference in [0, 1] that tells two things apart.
+    """Match `view` with `key`, beginning at a motion (6,), and at a `reckoned` one too if there is one: the closer fit
+    of the two is taken, and what these frames leave open is as reckoned. colour: difference in [0, 1] that tells two
+    things apart.
     """
     nothing = Match(1.0, 0.0, motion, 0.0, torch.zeros(0, dtype=torch.float64), math.nan)
     use = torch.nonzero(key.mask.flatten())[:, 0]
@@ -101,7 +119,9 @@ def match_frames(
     if view.label.shape != key.label.shape or len(use) < _FEWEST_POINTS:
         return nothing
     height, width = key.label.shape
-    solver = _Solver(key, view, use, intrinsics_from_fov(fov_x_degrees, height, width).double(), colour)
+    solver = _Solver(
+        key, view, use, intrinsics_from_fov(fov_x_degrees, height, width).double(), colour, reckoned
+    )
     places = solver.follow(motion)
     found = replace(nothing, alike=math.nan if places is None else places.alike)
     if found.alike < _FOLLOWED:
@@ -109,9 +129,15 @@ def match_frames(
     both = key.mask & view.mask
     gain, offset = spread_start(key.log_depth[both] - solver.middle, view.label[both], key.scale[0])
     first = _fit(solver, places, gain, offset, motion, found)
-    if other is None or not bool((other - motion).abs().max() > 1e-3):
+    if places is not None:
+        # where the pictures repeat themselves, what is followed depends on where one begins
+        again = solver.follow(first.motion)
+        if again is not None and again.alike >= max(places.alike - _AS_ALIKE, _FOLLOWED):
+            places, found = again, replace(found, alike=again.alike)
+            first = _fit(solver, places, gain, offset, first.motion, found)
+    if reckoned is None or not bool((reckoned.motion - motion).abs().max() > 1e-3):
         return first
-    second = _fit(solver, places, gain, offset, other, found)
+    second = _fit(solver, places, gain, offset, reckoned.motion, found)
     return second if second.residual < first.residual and second.seen > 0.8 * first.seen else first
 
 
@@ -138,13 +164,21 @@ def _fit(
     gain, offset = state.symmetric(1 / float(line[0]), -float(line[1]) / float(line[0]))
     misses = (gain * state.label + offset - state.log_z)[state.seen].abs()
     seen = float(state.seen.double().mean())
-    return replace(found, gain=gain, offset=offset + solver.middle, motion=motion, seen=seen, misses=misses)
+    return replace(
+        found,
+        gain=gain,
+        offset=offset + solver.middle,
+        motion=motion,
+        seen=seen,
+        misses=misses,
+        doubt=state.doubt,
+    )
 
 
 @dataclass(frozen=True)
 class _State:
     """One look at all points: label found and ln depth expected (n,), whether seen, weights of the depth
-    equations, and the normal equations of the line's two numbers and the motion.
+    equations, the normal equations of the line's two numbers and the motion, and the `doubt` of a Match.
     """
 
     label: Tensor
@@ -153,6 +187,7 @@ class _State:
     weight: Tensor
     matrix: Tensor
     gradient: Tensor
+    doubt: float
 
     def step(self) -> Tensor:
         """(8,) change of the line and the motion."""
@@ -179,9 +214,12 @@ class _State:
 class _Solver:
     """The points of a key frame, looked up in another frame."""
 
-    def __init__(self, key: View, view: View, use: Tensor, k: Tensor, colour: float):
+    def __init__(
+        self, key: View, view: View, use: Tensor, k: Tensor, colour: float, reckoned: Reckoned | None
+    ):
         height, width = key.label.shape
         self.key, self.view, self.use, self.k, self.colour = key, view, use, k, colour
+        self.reckoned = reckoned
         self.size = torch.tensor([width, height], dtype=torch.float64)
         # noise of single pixels would pass for slopes, and pull points to where interpolation averages it out
         reference = median_of_nine(key.log_depth[None], key.mask[None])[0].flatten()
@@ -265,7 +303,7 @@ class _Solver:
             ],
             -1,
         )
-        flow_terms = None
+        flow_terms, doubt = None, 1.0
         if places is not None and int((places.sure & seen).sum()) >= _FEWEST_POINTS:
             off = at - places.at
             far = off.norm(dim=-1)
@@ -274,7 +312,7 @@ class _Solver:
             # seen elsewhere: it moves by itself, whatever its depth and colour
             weight = weight / (1 + sure * (far / (3 * error)).pow(4))
             trust = sure / (1 + (far / (2 * error)).square()).square() * (scale / error) ** 2
-            flow_terms = (off, trust)
+            flow_terms, doubt = (off, trust), error / float(self.k[0, 0] * self.size[0])
         matrix = jac.T @ (weight[:, None] * jac)
         gradient = -(jac.T @ (weight * miss))
         if flow_terms is not None:
@@ -283,7 +321,12 @@ class _Solver:
                 rows = rows * (self.k[axis, axis] * self.size[axis])
                 matrix[2:, 2:] += rows.T @ (trust[:, None] * rows)
                 gradient[2:] -= rows.T @ (trust * off[:, axis])
-        return _State(found[0], log_z, seen, weight, matrix, gradient)
+        if self.reckoned is not None and self.reckoned.doubt < 1:
+            # Before three planes that meet in a point, depth cannot tell a step towards it from a change of scale.
+            pull = _TOGETHER * (scale / self.reckoned.doubt) ** 2
+            matrix[2:, 2:] += pull * torch.eye(6, dtype=matrix.dtype)
+            gradient[2:] += pull * (self.reckoned.motion - motion)
+        return _State(found[0], log_z, seen, weight, matrix, gradient, doubt)
 
 
 def chain(first: View, motion: Tensor, second: View, onward: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frame_match import Match, View, chain, match_frames
+from .frame_match import Match, Reckoned, View, match_frames
+from .frame_track import Station, Track
 from .strict_json import build_flat, parse_json
 
 FORMAT = 1
@@ -67,11 +68,7 @@ class DepthStabilizer:
     options: TemporalOptions = field(default_factory=TemporalOptions)
     fov_x_degrees: float = 60.0
     frames: list[FrameScale] = field(default_factory=list)
-    _key: View | None = None
-    _last: View | None = None
-    _motion: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
-    # the same by adding up the steps from frame to frame, which never slips into a wrong fit
-    _reckoned: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    _track: Track | None = None
 
     def push(
         self,
@@ -87,32 +84,24 @@ class DepthStabilizer:
         """
         view = self._view(label, mask, image)
         start = (log_range or self.options.first_log_range) / 2
-        if self._key is None:
+        track = self._track
+        if track is None:
             return self._begin(view, start, cut=bool(self.frames))
-        fresh, guess, reckoned = None, self._motion, self._reckoned
-        if self._last is not self._key:
-            # the step from the last frame is the one that pictures tell best; from the key frame on they may show
-            # too little in common, and a guess that drifts ends in a wrong motion that fits nearly as well
-            fresh = self._match(self._last, view, torch.zeros(6, dtype=torch.float64))
-            if len(fresh.misses):
-                guess = chain(self._key, self._motion, self._last, fresh.motion)
-                reckoned = chain(self._key, self._reckoned, self._last, fresh.motion)
-        match = self._match(self._key, view, guess, reckoned)
+        match = track.match(view, self._match)
         agree = self._agreement(match)
-        if agree * match.seen < self.options.key_inliers and fresh is not None:
+        if agree * match.seen < self.options.key_inliers and not track.at_key:
+            fresh = track.from_last(view, self._match)
             if fresh.better_than(match):
                 # Too far from the key frame: the last frame takes its place.
-                self._key = self._last
+                track.rebase(fresh)
                 self.frames[-1] = replace(self.frames[-1], key=True)
-                match, agree, reckoned = fresh, self._agreement(fresh), fresh.motion
+                match, agree = fresh, self._agreement(fresh)
         if self._is_cut(match, agree):
             return self._begin(view, start, cut=True)
         if not len(match.misses):  # one picture, but nothing in it to compare
-            gain, offset = self._last.scale
+            gain, offset = track.last.view.scale
             match = replace(match, gain=gain, offset=offset)
-        self._reckoned = match.motion if self._last is self._key else reckoned
-        self._motion = match.motion
-        self._last = replace(view, scale=(match.gain, match.offset))
+        track.advance(replace(view, scale=(match.gain, match.offset)), match)
         # infinite is no number that the saved state could hold; zero says that there was nothing to compare
         residual = match.residual if len(match.misses) else 0.0
         return self._record(match.gain, match.offset, False, False, agree, residual)
@@ -121,7 +110,7 @@ class DepthStabilizer:
         """Share of the points seen that agree, as well as this network's frames usually do."""
         recent = sorted(f.residual for f in self.frames[-_RECENT:] if f.residual > 0)
         waver = 2.5 * recent[len(recent) // 2] if recent else math.inf
-        return match.inliers(max(self.options.tolerance, min(waver, _roughly(self._key))))
+        return match.inliers(max(self.options.tolerance, min(waver, _roughly(self._track.key))))
 
     def _is_cut(self, match: Match, agree: float) -> bool:
         """The pictures decide where there are any, since a weak network's depth may waver from frame to
@@ -129,13 +118,12 @@ class DepthStabilizer:
         """
         limit = self.options.cut_inliers
         if math.isnan(match.alike):
-            met = match.inliers(max(self.options.tolerance, _roughly(self._key)))
+            met = match.inliers(max(self.options.tolerance, _roughly(self._track.key)))
             return met < limit or match.seen < min(_LITTLE, limit)
         return match.alike < limit and (match.seen < _LITTLE or agree < self.options.key_inliers)
 
     def _begin(self, view: View, gain: float, cut: bool) -> FrameScale:
-        self._key = self._last = replace(view, scale=(gain, gain))  # log_near 0: near plane one unit away
-        self._motion = self._reckoned = torch.zeros(6, dtype=torch.float64)
+        self._track = Track.begin(replace(view, scale=(gain, gain)))  # log_near 0: near plane one unit away
         return self._record(gain, gain, cut, True, 1.0, 0.0)
 
     def _record(
@@ -163,8 +151,8 @@ class DepthStabilizer:
             small.cpu().double(), (weight > 0.99).cpu(), None if colours is None else colours.cpu().double()
         )
 
-    def _match(self, key: View, view: View, motion: Tensor, other: Tensor | None = None) -> Match:
-        return match_frames(key, view, motion, self.fov_x_degrees, self.options.colour, other)
+    def _match(self, key: View, view: View, motion: Tensor, reckoned: Reckoned | None) -> Match:
+        return match_frames(key, view, motion, self.fov_x_degrees, self.options.colour, reckoned)
 
     def to_json(self) -> str:
         """All that `from_json` needs: the frames' scales and the reference frames on the small grid."""
@@ -174,10 +162,7 @@ class DepthStabilizer:
                 "options": asdict(self.options),
                 "fov_x_degrees": self.fov_x_degrees,
                 "frames": [asdict(f) for f in self.frames],
-                "key": _pack(self._key),
-                "last": _pack(self._last),
-                "motion": self._motion.tolist(),
-                "reckoned": self._reckoned.tolist(),
+                **_pack_track(self._track),
             }
         )
 
@@ -196,14 +181,9 @@ class DepthStabilizer:
             if out.options.width < 8:
                 raise ValueError(f"a grid {out.options.width} wide, expected at least 8")
             out.frames = [build_flat(FrameScale, f, f"frame {i}") for i, f in enumerate(data["frames"])]
-            out._key, out._last = _unpack(data["key"]), _unpack(data["last"])
-            if len({out._key is None, out._last is None, not out.frames}) > 1:
+            out._track = _unpack_track(data)
+            if (out._track is None) != (not out.frames):
                 raise ValueError("frames and key frames do not belong together")
-            if data["last"] == data["key"]:
-                out._last = out._key
-            out._motion = _unpack_motion(data["motion"])
-            # states of earlier versions have the one only
-            out._reckoned = _unpack_motion(data.get("reckoned", data["motion"]))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(
                 f"scale state: it is not what Stabilize Video saved ({error}); solve the clip again."
@@ -221,17 +201,48 @@ def _roughly(key: View) -> float:
     return _ROUGHLY * 1.4826 * float((depths - depths.median()).abs().median()) if len(depths) else 0.0
 
 
-def _unpack_motion(values: Sequence[float]) -> Tensor:
-    motion = torch.tensor([float(x) for x in values], dtype=torch.float64)
-    if motion.shape != (6,) or not bool(motion.isfinite().all()):
-        raise ValueError(f"motion is {values}, expected six numbers")
-    return motion
+def _pack_track(track: Track | None) -> dict:
+    if track is None:
+        return {"key": None, "last": None}
+    out = {"key": _pack(track.key), "onward": track.onward.tolist()}
+    for name, station in (("last", track.last), ("anchor", track.anchor)):
+        out[name] = _pack(station.view)
+        out[f"{name}_motion"] = station.motion.tolist()
+        out[f"{name}_reckoned"] = [*station.reckoned.motion.tolist(), station.reckoned.doubt]
+    return out
 
 
-def _pack(view: View | None) -> dict | None:
-    if view is None:
+def _unpack_track(data: dict) -> Track | None:
+    if data["key"] is None and data["last"] is None:
         return None
+    key = _unpack(data["key"])
+    if key is None or data["last"] is None:
+        raise ValueError("one of two key frames")
+    if "anchor" not in data:  # earlier versions knew the last frame only
+        last = Station(_unpack(data["last"]), _numbers(data["motion"], 6))
+        return Track.begin(key) if data["last"] == data["key"] else Track(key, last, last)
+    onward = _numbers(data["onward"], 6)
+    last, anchor = (_unpack_station(data, name, key) for name in ("last", "anchor"))
+    # what is one frame has to be one again: matching asks whether the anchor is the last one, or that the key frame
+    return Track(key, last, last if data["anchor"] == data["last"] else anchor, onward)
 
+
+def _unpack_station(data: dict, name: str, key: View) -> Station:
+    view = key if data[name] == data["key"] else _unpack(data[name])
+    *reckoned, doubt = _numbers(data[f"{name}_reckoned"], 7).tolist()
+    if view is None or doubt < 0:
+        raise ValueError(f"{name} frame with a doubt of {doubt}, expected a frame and at least 0")
+    return Station(view, _numbers(data[f"{name}_motion"], 6), Reckoned(_numbers(reckoned, 6), doubt))
+
+
+def _numbers(values: Sequence[float], count: int) -> Tensor:
+    numbers = torch.tensor([float(x) for x in values], dtype=torch.float64)
+    if numbers.shape != (count,) or not bool(numbers.isfinite().all()):
+        raise ValueError(f"found {values}, expected {count} numbers")
+    return numbers
+
+
+def _pack(view: View) -> dict:
     def text(x: Tensor) -> str:
         return base64.b64encode(x.numpy().tobytes()).decode()
 
@@ -303,21 +314,13 @@ def stabilize_clip(
     for before, after in itertools.pairwise(keys):
         if scales[after].cut:
             continue
-        last = key = _scaled(views[after], scales[after])
-        motion = torch.zeros(6, dtype=torch.float64)
+        track = Track.begin(_scaled(views[after], scales[after]))
         for t in range(after - 1, before, -1):
-            guess = motion
-            if last is not key:
-                step = match_frames(
-                    last, views[t], torch.zeros_like(motion), state.fov_x_degrees, state.options.colour
-                )
-                guess = chain(key, motion, last, step.motion) if len(step.misses) else motion
-            match = match_frames(key, views[t], guess, state.fov_x_degrees, state.options.colour)
-            last = _scaled(views[t], scales[t])
-            agree = match.inliers(max(state.options.tolerance, _roughly(key)))
+            match = track.match(views[t], state._match)
+            track.advance(_scaled(views[t], scales[t]), match)
+            agree = match.inliers(max(state.options.tolerance, _roughly(track.key)))
             if agree * match.seen < state.options.cut_inliers:
                 break
-            motion = match.motion
             share = (t - before) / (after - before)
             out[t] = replace(
                 scales[t],

@@ -185,6 +185,56 @@ def test_what_moves_by_itself_in_the_pictures_has_no_say():
         assert float((found - torch.log(depth))[still].abs().median()) < 0.03
 
 
+def towards_a_corner(frames, noise, height=72, width=96):
+    """Labels (T, H, W), depth (T, H, W) and pictures (T, H, W, 3) of a camera that walks straight towards the point
+    where three planes meet, 12 % of the way, while what is painted on them slowly turns into something else.
+
+    From every place on the way depth is the same but for its scale, and after a while nothing in the pictures is
+    known from the first frame, though each frame has all of the one before.
+    """
+    generator = torch.Generator().manual_seed(3)
+    focal = 0.5 * width / math.tan(math.radians(30))
+    v, u = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    rays = torch.stack([(u + 0.5 - width / 2) / focal, (v + 0.5 - height / 2) / focal, torch.ones(height, width)], -1)
+    c, s = math.cos(math.radians(20)), math.sin(math.radians(20))
+    pitch = torch.tensor([[1.0, 0, 0], [0, c, -s], [0, s, c]])
+    planes = torch.nn.functional.normalize(torch.tensor([[1.0, 0, -1], [-1, 0, -1], [0, -1, 0]]), dim=1) @ pitch.T
+    waves = 20 * torch.randn(2, 24, 3, generator=generator)
+    phases = 2 * math.pi * torch.rand(2, 24, generator=generator)
+    labels, depths, images = [], [], []
+    for t in range(frames):
+        corner = torch.tensor([0, 0, 4.0 * (1 - 0.12 * t / frames)])
+        along = (planes @ corner) / (rays @ planes.T)
+        depth = torch.where(along > 0, along, math.inf).amin(-1)
+        places = rays * depth[..., None] - corner
+        one, two = (torch.sin(places @ w.T + p).mean(-1) for w, p in zip(waves, phases, strict=True))
+        turn = 1.5 * math.pi * t / frames
+        images.append((0.5 + 0.15 * (math.cos(turn) * one + math.sin(turn) * two))[..., None].expand(-1, -1, 3))
+        label, _ = eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))
+        labels.append((label + noise * torch.randn(height, width, generator=generator)).clamp(-1, 1))
+        depths.append(depth)
+    return torch.stack(labels), torch.stack(depths), torch.stack(images)
+
+
+def test_what_depth_leaves_open_is_added_up_from_the_pictures():
+    """A step towards the corner and a change of scale are one to depth: without the pictures, and for those that the
+    key frame does not know, the scale would run away. Halfway the clip is saved and goes on.
+    """
+    frames = 24
+    labels, depths, images = towards_a_corner(frames, 0.03)
+    start = [true_scale(labels[0], depths[0]).log_range] * frames
+    state = DepthStabilizer()
+    stabilize_clip(labels[:12], None, images[:12], state, start)
+    state = DepthStabilizer.from_json(state.to_json())
+    stabilize_clip(labels[12:], None, images[12:], state, start)
+    assert sum(s.key for s in state.frames) == 1, "a new key frame would know the pictures"
+    errors = torch.stack([
+        (s.log_range * (x + 1) / 2 + s.log_near - d.log()).median()
+        for s, x, d in zip(state.frames, labels, depths, strict=True)
+    ])  # fmt: skip
+    assert float((errors - errors[0]).abs().max()) < 0.02
+
+
 def test_motions_are_chained():
     """Through a third view, against the matrices, with views of different median depth."""
     generator = torch.Generator().manual_seed(0)
