@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from torch import Tensor, nn
 
 from fe2e_core.checkpoint import CheckpointInfo, read_checkpoint, write_checkpoint
 from fe2e_core.conditioning import Conditioning
@@ -32,6 +33,8 @@ from train.transformer import ConditionedTransformer, TransformerTask, train_tra
 from train.vae import train_autoencoder
 
 log = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 NOTICE = (
     "fe2e-nano is a small demonstration model trained on procedural scenes only; expect rough shapes on photographs. "
@@ -86,7 +89,7 @@ def train_nano(
     on_step(f"wrote {out} after {(time.time() - began) / 60:.0f} minutes")
 
 
-def blended(models: Sequence[ConditionedTransformer]) -> ConditionedTransformer:
+def blended(models: Sequence[Model]) -> Model:
     """A new model whose weights are the mean of theirs. Stages of one training err in different ways, and their mean
     errs less than the last (model soups, arXiv 2203.05482)."""
     result = copy.deepcopy(models[-1])

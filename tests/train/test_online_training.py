@@ -93,7 +93,7 @@ def start(tmp_path_factory):
 def config_of(start, work) -> OnlineConfig:
     common = {"warmup": 2, "save_every": 2, "learning_rate": 1e-3, "muon_rate": 1e-3}
     return OnlineConfig(
-        work=str(work), start=str(start), sizes=(SIZE, (32, 16)), held_out=4, transformer_shape=SHAPE,
+        work=str(work), start=str(start), sizes=(SIZE, (32, 16)), held_out=4, blend=True, transformer_shape=SHAPE,
         stream=Stream(batch=PACKET, workers=1),
         autoencoder=AutoencoderSteps(steps=2, batch=16, warmup=2, save_every=1),
         transformer=LatentSteps(steps=6, batch=8, fresh=8, memory=64, range_power=1.0, **common),
@@ -109,7 +109,7 @@ def test_all_stages_leave_a_checkpoint_that_has_learned_and_a_stopped_run_goes_o
     assert train_online(config, device, out)
     text = capsys.readouterr().out
     assert "autoencoder 1/2" not in text, "what was done before the stop is not done again"
-    for stage in ("autoencoder", "transformer", "pixels"):
+    for stage in ("autoencoder", "transformer", "pixels", "mean of the last two"):
         assert f"{stage} done; 4 held-out scenes" in text
     with TensorFile(start, "start") as before, TensorFile(out, "out") as after:
         old, new = read_checkpoint(before), read_checkpoint(after)

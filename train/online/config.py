@@ -61,7 +61,8 @@ class PixelSteps(TransformerTraining):
 class OnlineConfig:
     """One run. `start` is a small FE2E checkpoint to go on from; `mixture` one of `train.mixtures.MIXTURES`. `sizes` are
     (height, width) in turn; the first is the trained size of the result. Scenes have seeds from `first_seed` on. `held_out`:
-    scenes of the quick score at the end of every stage."""
+    scenes of the quick score at the end of every stage. With `blend` the result is the mean of the weights before and after
+    the last stage."""
 
     work: str = "out/online"
     name: str = "fe2e-nano"
@@ -70,6 +71,7 @@ class OnlineConfig:
     first_seed: int = 100_000
     sizes: tuple[tuple[int, int], ...] = ((144, 192), (192, 144), (144, 192), (160, 160))
     held_out: int = 128
+    blend: bool = False
     transformer_shape: TransformerShape = field(default_factory=TransformerShape)
     stream: Stream = field(default_factory=Stream)
     autoencoder: AutoencoderSteps = field(default_factory=AutoencoderSteps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 
 from train.config import NanoConfig, ScenePool
-from train.nano import open_start, write_nano
+from train.nano import blended, open_start, write_nano
 from train.online.config import OnlineConfig
 from train.online.quick import quick_score
 from train.online.run import OutOfTime, Run
@@ -52,8 +53,12 @@ def train_online(config: OnlineConfig, device: torch.device, out: Path, minutes:
         finished("autoencoder")
         model = train_on_latents(run, autoencoder, model)
         finished("transformer")
+        before = copy.deepcopy(model), copy.deepcopy(autoencoder)
         model, autoencoder = train_behind_decoder(run, autoencoder, model)
         finished("pixels")
+        if config.blend:
+            model, autoencoder = blended([before[0], model]), blended([before[1], autoencoder])
+            finished("mean of the last two")
     except OutOfTime as stop:
         say(f"{stop}; the same command goes on")
         return False
