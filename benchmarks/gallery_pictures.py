@@ -137,21 +137,23 @@ PHOTOGRAPHS = (
     ),
 )  # fmt: skip
 
-REMARKS_FOR = "01b773db865d"
+REMARKS_FOR = "812fc274090c"
 """How the SHA-256 of the checkpoint begins that REMARKS were written for."""
 
 REMARKS: dict[str, str] = {
-    "drum": "Floor and wall are two planes with a clean edge; the furniture before the wall is part of the wall.",
-    "coffee": "Cup and saucer are one near mass before a wall: it knows no picture from above.",
-    "astronaut": "The helmet is a near mass; the person is no shape of its own, and her suit is taken for ground.",
-    "chelsea": "Lower is nearer, and no cat.",
-    "camera": "The best of the ten: the man stands out of the lawn as one body that leans forward, the tripod is lost, the lawn lies, the sky is far.",
-    "dogs": "The wall is a wall, divided where the boards end; one dog of two is seen, as a ball; the balcony is taken for ground.",
-    "pavilion": "Tower and trees stand before the sky; its storeys are lost.",
-    "path": "The shadowed slope is taken for something near that stands.",
-    "stream": "Nothing but lower is nearer.",
-    "rocket": "A night picture: ground, and a sky that stands; the rocket is not seen.",
-    "scenes": "Walls, floors and large bodies are there, with soft edges. Thin and small things are lost, and what hangs over the "
-    "upper edge of a picture is often missed.",
+    "drum": "The seat is a body on a lying floor, the drum a bulge on it; the table behind is two blocks of the wall, the bottle is lost.",
+    "coffee": "The cup stands on its saucer, with its opening, its near side and the rim; the table lies only where it is near.",
+    "astronaut": "The helmet and the near arm stand out and the head is before the wall, but it has no face, and her collar is a bowl.",
+    "chelsea": "A near mass where the nose is, and no cat.",
+    "camera": "The best of the ten: a man's outline with head, back and legs, the lawn lies, the sky is far; of the tripod "
+    "only a hint.",
+    "dogs": "Two walls with their edge where the boards change; the upper dog is a bulge, the lower one and the balcony are taken for "
+    "ground.",
+    "pavilion": "Tower, roofs and trees stand before the sky, and the tower has its storeys; the hill is flat ground.",
+    "path": "The near meadow lies and the ridges stand, but the shadowed half of the meadow is taken for a wall.",
+    "stream": "Rocks and a trunk come out of a wood that is one far surface; the water stands like a wall.",
+    "rocket": "A night picture: the rocket is a thin dark line before a ground that never ends.",
+    "scenes": "Rooms, floors and large bodies have their planes and corners; tables have legs. Edges are soft, small and thin things "
+    "melt away, and what stands behind something is often merged with it.",
 }
 """What a look at the results shows, by the name of a photograph; "scenes" for all procedural ones."""
