@@ -25,7 +25,7 @@ from train.latents import CHUNK, open_latents, pixels_of_chunk
 from train.pool import open_pools
 from train.precision import fast_autocast
 
-_ABSOLUTE = 0.25
+ABSOLUTE = 0.25
 """Weight of depth errors that alignment would take out: the label's own range should stay right, too."""
 
 
@@ -92,5 +92,5 @@ class PixelTask:
         weight = valid + self.config.invalid_weight * (1 - valid)
         absolute = ((depth - label).abs() * weight).mean((1, 2))
         # In ln(depth), where a small error is a relative error of depth.
-        of_depth = (half * (aligned_error(depth, label, valid) + _ABSOLUTE * absolute)).mean()
+        of_depth = (half * (aligned_error(depth, label, valid) + ABSOLUTE * absolute)).mean()
         return of_depth + (angles(facing, normal) * weight).mean()

@@ -16,7 +16,7 @@ from train.fast_norm import use_fast_norms, use_plain_norms
 from train.objective import joint_loss, latent_mask
 from train.online.run import Run
 from train.online.scenes import Samples, Size
-from train.pixels import _ABSOLUTE, aligned_error, angles
+from train.pixels import ABSOLUTE, aligned_error, angles
 from train.transformer import ConditionedTransformer, make_optimizers
 from train.vae import fold_epsilon, unfold_epsilon
 
@@ -220,7 +220,7 @@ def _behind(run: Run, autoencoder: AutoencoderKL, model: ConditionedTransformer,
     depth, valid = depth.mean(1), samples.valid.float()
     weight = valid + run.config.pixels.invalid_weight * (1 - valid)
     absolute = ((depth - samples.label).abs() * weight).mean((1, 2))
-    of_depth = 0.5 * samples.log_range * (aligned_error(depth, samples.label, valid) + _ABSOLUTE * absolute)
+    of_depth = 0.5 * samples.log_range * (aligned_error(depth, samples.label, valid) + ABSOLUTE * absolute)
     # A decoded normal should be of length one as well, or a picture of it is grey.
     length = (F.relu(1 - facing.norm(dim=1)) * weight).mean()
     of_normal = (angles(facing, samples.normal) * weight).mean((1, 2))
