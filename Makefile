@@ -78,7 +78,7 @@ test: lint
 test-%: setup
 	$(PYTEST) tests/$*
 
-# CHECKS, when set, is some of: fuzz properties shared names offline disks kills interruptions endurance.
+# CHECKS, when set, is some of: fuzz properties shared names offline disks kills interruptions endurance control plans.
 soak: setup
 	$(PY) -m tools.soak --write $(if $(CHECKS),--checks $(CHECKS))
 

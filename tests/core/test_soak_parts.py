@@ -10,7 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
-from tools.soak import report
+from tools.soak import plans, report
 from tools.soak.endurance import resident, slope
 from tools.soak.restarts import unreadable
 from tools.soak.result import Result
@@ -56,6 +56,13 @@ def test_memory_of_a_process():
         assert child.stdout.readline() == f"{64 * 2**20}\n"
         assert 60 < resident(child.pid) - before < 70
         child.stdin.write("\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
+def test_pytorch_keeps_a_plan_of_each_size_unless_it_is_told_not_to():
+    """Of 128 sizes that it has not seen; both limits are read by PyTorch itself, under these names."""
+    assert plans.growth({}, 256)[1] > 2
+    assert abs(plans.growth(plans.STEADY, 256)[1]) < 0.5
 
 
 def test_rows_are_replaced_one_by_one(tmp_path, monkeypatch):

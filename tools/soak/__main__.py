@@ -12,21 +12,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tools.comfyui import ROOT
 from tools.fuzz.campaign import run as fuzz
 from tools.server import ComfyServer
-from tools.soak import endurance, interruptions, report, restarts, sharing, surroundings
+from tools.soak import endurance, interruptions, plans, report, restarts, sharing, surroundings
 from tools.soak.prompts import Prompts, digest, write_picture
 from tools.soak.result import Result
 
 
 @contextmanager
-def _server() -> Iterator[ComfyServer]:
-    with tempfile.TemporaryDirectory(prefix="fe2e-soak-") as folder, ComfyServer(Path(folder)) as server:
+def _server(environment: Mapping[str, str] | None = None) -> Iterator[ComfyServer]:
+    with tempfile.TemporaryDirectory(prefix="fe2e-soak-") as folder, ComfyServer(Path(folder), environment=environment) as server:
         write_picture(server.input)
         yield server
 
@@ -40,10 +40,15 @@ def _with_server(check: Callable[[ComfyServer, argparse.Namespace], Result]) -> 
 
 
 def _endurance(arguments: argparse.Namespace) -> Result:
-    with _server() as server:
+    with _server(plans.STEADY) as server:
         result, memory = endurance.endure(server, arguments.prompts, arguments.seed, arguments.prompts // 10, 60 * arguments.minutes)
     report.draw_memory(memory, arguments.prompts // 10, arguments.out / "memory.png")
     return result
+
+
+def _control(arguments: argparse.Namespace) -> Result:
+    with _server(plans.STEADY) as server:
+        return endurance.control(server, arguments.prompts, arguments.seed, arguments.prompts // 10)
 
 
 def _odd_paths(arguments: argparse.Namespace) -> Result:
@@ -95,8 +100,8 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Result]] = {
     "interruptions": _with_server(lambda server, arguments: interruptions.interrupt(
         server, arguments.interruptions, arguments.seed, seconds=60 * arguments.minutes)),
     "endurance": _endurance,
-    "control": _with_server(lambda server, arguments: endurance.control(
-        server, arguments.prompts, arguments.seed, arguments.prompts // 10)),
+    "control": _control,
+    "plans": lambda _: plans.measure(),
 }
 
 
