@@ -25,7 +25,7 @@ counted operations beside each measured ratio. Weights are random: time and memo
 values. Every section is written by the command that stands in it.
 
 Pages of their own: [geometry](geometry.md), [what fewer bits do](precision.md), [what BF16 labels cost](quantization.md),
-[memory in training](training.md), [the gallery](gallery.md).
+[memory in training](training.md), [the gallery](gallery.md), [the paper's thesis in miniature](thesis.md).
 """
 
 
