@@ -88,6 +88,8 @@ def table(found: dict[str, list[float]]) -> Table:
     rows = []
     for which, note in ((True, ""), (False, ", range hardly changes")):
         for name in (f"{labels}, {solver}" for labels, solvers in LABELS.items() for solver in solvers):
+            if f"{name}/ratio" not in found:
+                continue
             cells = []
             for key in ("without", "solved", "best", "ratio", "best ratio"):
                 pairs = zip(found[f"{name}/{key}"], counts, strict=True)
@@ -113,10 +115,12 @@ def table(found: dict[str, list[float]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Flicker of depth on ray-cast clips.")
     add_scene_arguments(parser, 10, "128x96")
+    parser.add_argument("--exact-only", action="store_true", help="without the embedded model")
     arguments = parser.parse_args()
+    measures = (exact,) if arguments.exact_only else (exact, embedded)
     for height, width in sizes(arguments.sizes):
         found = {}
-        for measure in (exact, embedded):
+        for measure in measures:
             found |= over_scenes(measure, arguments.scenes, height, width, arguments.workers, arguments.keep)
         section(
             f"video_{width}",
@@ -126,7 +130,9 @@ def main() -> None:
             + table(found).markdown()
             + "\n\n"
             + _REASON,
-            f"python -m benchmarks.video --scenes {arguments.scenes} --sizes {width}x{height} --write",
+            f"python -m benchmarks.video --scenes {arguments.scenes} --sizes {width}x{height}"
+            + (" --exact-only" if arguments.exact_only else "")
+            + " --write",
             arguments.write,
             f"{machine()}, {versions('torch')}",
             GEOMETRY,

@@ -31,7 +31,7 @@ class OutOfTime(Exception):
 
 
 class Run:
-    """One run on one device. Stages call `train`; the order of samples depends on the stage and the step alone."""
+    """One run on one device. Stages call `train`."""
 
     def __init__(self, config: OnlineConfig, device: torch.device, minutes: float, on_step: Callable[[str], None]):
         if config.mixture not in MIXTURES:
