@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,22 @@ def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
     found = [judge(claim.reading, data, seeds).verdict for claim in CLAIMS]
     counts = [f"{found.count(v)} {v}" for v in VERDICTS if v in found]
     few = " What this few seeds cannot decide is called undecided." if "undecided" in found else ""
-    return f"Of {len(found)} claims: " + ", ".join(counts) + f".{few}"
+    return f"Of {len(found)} claims: " + ", ".join(counts) + f".{few}{_no_better_than_blind(data, seeds)}"
+
+
+def _no_better_than_blind(data: dict[str, Any], seeds: Sequence[str]) -> str:
+    """A sentence where the improved editor has learned little from its pictures; nothing otherwise."""
+    guess = data["floor"].get("guess", {}).get("all")
+    scores = [data["runs"][f"id6/{seed}"]["scores"]["all"]["abs_rel"] for seed in seeds if f"id6/{seed}" in data["runs"]]
+    if guess is None or not scores:
+        return ""
+    mean = sum(scores) / len(scores)
+    if mean < 0.9 * guess["abs_rel"]:
+        return ""
+    return (
+        f" **With this little training the estimators see hardly more than a guess that does not look**: AbsRel {mean:.3f} of the "
+        f"improved editor, {guess['abs_rel']:.3f} of the guess. Differences between bases are therefore small, and most stay undecided."
+    )
 
 
 def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
