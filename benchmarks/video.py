@@ -31,7 +31,9 @@ _REASON = (
     "below it; where it is no smaller than *without*, the network changes the shape of the scene from frame to frame by more "
     "than Eq. 7 changes its scale, and there is little that scales can do. Of the clips drawn those count in which the "
     f"object really changes the range: exact labels without noise vary by at least {CHANGES} with one scale for all frames. In "
-    "the others noise is most of what varies, and no scale takes it away, as their *best / without* shows."
+    "the others noise is most of what varies, and no scale takes it away, as their *best / without* shows. *Depth alone* has "
+    "no pictures to follow: where the camera walks towards the corner of a room (clip 4), a step and a change of scale are one "
+    "to it, and depth varies more than without it. Connect the pictures."
 )
 
 
