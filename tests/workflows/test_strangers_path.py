@@ -40,7 +40,7 @@ RULES = (
     Rule(r"make test", "make --dry-run test", "is the tests themselves"),
     Rule(r"python -m train fetch (?P<rest>.*)", r"python -m train fetch \g<rest> --dry-run",
          "26 GB; tests/train/test_fetch.py fetches small files of these names from a local mirror"),
-    Rule(r"python -m train nano (?P<rest>.*)", r"python -m train nano \g<rest> --dry-run",
+    Rule(r"python -m train (?P<verb>nano|online)(?P<rest>.*)", r"python -m train \g<verb>\g<rest> --dry-run",
          "trains for an hour; tests/train/test_training.py trains for seconds"),
     Rule(r"python -m train (?P<verb>pack|evaluate|lora|inspect|convert|memory|curves|predict model)\b.*", "",
          "needs the released weights, benchmarks or data sets; its options are read by its own parser here, tests/train runs it on small files"),
