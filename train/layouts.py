@@ -314,14 +314,21 @@ LAYOUTS: dict[str, tuple[Layout, float]] = {
 """Name -> (sampler, share of the mixture). Shares sum to one."""
 
 
-def sample_layout(rng: np.random.Generator, layout: str | None = None) -> tuple[World, Camera]:
-    """A random world and camera, from the named layout or from the mixture. ValueError for an unknown name."""
+def sample_from(
+    layouts: dict[str, tuple[Layout, float]], rng: np.random.Generator, layout: str | None = None
+) -> tuple[World, Camera]:
+    """A random world and camera, from the named one of `layouts` or from all by their shares. ValueError for an unknown name."""
     if layout is None:
-        names = list(LAYOUTS)
-        layout = str(rng.choice(names, p=[LAYOUTS[name][1] for name in names]))
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(LAYOUTS)}")
-    return LAYOUTS[layout][0](rng)
+        names = list(layouts)
+        layout = str(rng.choice(names, p=[layouts[name][1] for name in names]))
+    if layout not in layouts:
+        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(layouts)}")
+    return layouts[layout][0](rng)
 
 
-__all__ = ["LAYOUTS", "Camera", "Layout", "Light", "World", "sample_colour", "sample_layout"]
+def sample_layout(rng: np.random.Generator, layout: str | None = None) -> tuple[World, Camera]:
+    """`sample_from` the layouts of this file."""
+    return sample_from(LAYOUTS, rng, layout)
+
+
+__all__ = ["LAYOUTS", "Camera", "Layout", "Light", "World", "sample_colour", "sample_from", "sample_layout"]

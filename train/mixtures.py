@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from train.layouts import (
     aimed_camera,
     clear_of,
     outdoor_world,
+    sample_from,
     textured_box,
     uniform,
     walled_room,
@@ -134,7 +134,7 @@ def colonnade(rng: np.random.Generator) -> tuple[World, Camera]:
     for step in range(int(rng.integers(0, 6))):
         shapes.append(box((0, -0.08 - 0.16 * step, end - 1.2 + 0.35 * step), (half, 0.08 + 0.16 * step, 0.3)))
     shapes.append(box((0, -height / 2, end + 1.5), (half + 2.5, height / 2, 0.2), wall))
-    return _interior(rng, clear_of(shapes, camera, -np.inf), _lamps(rng, height, end)), camera
+    return _interior(rng, shapes, _lamps(rng, height, end)), camera
 
 
 def _by_phone(layout: Layout) -> Layout:
@@ -170,13 +170,4 @@ def sample_mixture(rng: np.random.Generator, mixture: str = "first", layout: str
     """
     if mixture not in MIXTURES:
         raise ValueError(f"mixture {mixture!r} is unknown; choose one of {', '.join(MIXTURES)}")
-    layouts = MIXTURES[mixture]
-    if layout is None:
-        names = list(layouts)
-        layout = str(rng.choice(names, p=[layouts[name][1] for name in names]))
-    if layout not in layouts:
-        raise ValueError(f"layout {layout!r} is unknown; choose one of {', '.join(layouts)}")
-    return layouts[layout][0](rng)
-
-
-__all__ = ["MIXTURES", "Callable", "Mixture", "sample_mixture"]
+    return sample_from(MIXTURES[mixture], rng, layout)

@@ -47,7 +47,7 @@ def _gradient(model: nn.Module, task: Task, step: int, rank: int, replicas: int,
     return float(loss.detach())
 
 
-def _leave_with_parent() -> None:
+def leave_with_parent() -> None:
     """A stopped run must not leave its helpers waiting for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -58,7 +58,7 @@ def _leave_with_parent() -> None:
 def _replica(model: nn.Module, task: Task, rank: int, replicas: int, step: Tensor, gradients: Tensor, losses: Tensor,
              start: threading.Barrier, end: threading.Barrier) -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     task.prepare(model)
     while True:
         start.wait(None)

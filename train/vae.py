@@ -102,6 +102,12 @@ def latent_statistics(autoencoder: AutoencoderKL, pictures: Tensor) -> tuple[Ten
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
 
+def prior_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL divergence of posteriors from the prior on FLUX's scale (mean SHIFT, deviation 1 / SCALE), elementwise."""
+    prior = 2 * math.log(1 / SCALE)
+    return 0.5 * ((mean - SHIFT).square() * SCALE**2 + (logvar - prior).exp() - 1 - (logvar - prior))
+
+
 def reconstruction_loss(autoencoder: AutoencoderKL, pictures: Tensor, kl_weight: float) -> Tensor:
     """Loss (scalar) of pictures (B,3,H,W) in [-1,1] through a sampled posterior: L1 + L2 + KL to the FLUX scale.
 
@@ -115,10 +121,8 @@ def reconstruction_loss(autoencoder: AutoencoderKL, pictures: Tensor, kl_weight:
         latent = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
         result = autoencoder.decoder(latent).float()
     error = result - pictures
-    # On the scale of FLUX the prior's deviation is 1 / SCALE.
-    prior = 2 * math.log(1 / SCALE)
-    kl = 0.5 * ((mean - SHIFT).square() * SCALE**2 + (logvar - prior).exp() - 1 - (logvar - prior))
-    return error.abs().mean() + error.square().mean() + kl_weight * kl.sum() / pictures[:, 0].numel()
+    divergence = prior_divergence(mean, logvar).sum() / pictures[:, 0].numel()
+    return error.abs().mean() + error.square().mean() + kl_weight * divergence
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from train.online.scenes import label_batch, turned
 from train.online.source import PACKET, WorldSource, draw_packet
 from train.online.train import train_online
 from train.pool import label_scene
-from train.scenes import HELD_OUT, Scene, render_scene
+from train.scenes import HELD_OUT, render_scene
 from train.transformer import ConditionedTransformer
 
 SHAPE = TransformerShape(width=128, double_blocks=1, single_blocks=1, context_tokens=1, context_width=32, pooled_width=16)
@@ -137,7 +137,6 @@ def test_a_configuration_that_cannot_work_is_refused(start, tmp_path) -> None:
         train_online(replace(config, stream=Stream(batch=10)), device, tmp_path / "x")
 
 
-def test_scene_type_is_the_plain_one() -> None:
-    assert isinstance(render_scene(1, 8, 8, mixture="unseen"), Scene)
+def test_an_unknown_mixture_is_refused() -> None:
     with pytest.raises(ValueError, match="mixture 'fourth' is unknown"):
         render_scene(1, 8, 8, mixture="fourth")

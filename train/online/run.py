@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from train.precision import fast_autocast
 from train.scenes import HELD_OUT
 from train.state import load_state, save_state
 from train.transformer import learning_factor
-
-log = logging.getLogger(__name__)
 
 Stepping = Callable[[int], Tensor]
 """Step number -> its loss, a scalar whose gradients have been computed."""

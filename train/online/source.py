@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
@@ -13,6 +12,7 @@ import torch.multiprocessing as multiprocessing
 
 from train.mixtures import sample_mixture
 from train.online.packing import Worlds, fits, pack_worlds
+from train.replicas import leave_with_parent
 
 PACKET = 32
 """Worlds that travel together."""
@@ -35,19 +35,12 @@ def draw_packet(number: int, mixture: str, first_seed: int) -> Worlds:
 
 def _draw(queue, mixture: str, first_seed: int, worker: int, workers: int, begin: int) -> None:
     torch.set_num_threads(1)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    threading.Thread(target=leave_with_parent, daemon=True).start()
     number = begin + worker
     while True:
         packet = draw_packet(number, mixture, first_seed)
         queue.put({f.name: getattr(packet, f.name).numpy() for f in fields(packet)})
         number += workers
-
-
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-    os._exit(1)
 
 
 class WorldSource:

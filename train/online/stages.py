@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -18,13 +17,12 @@ from train.online.run import Run
 from train.online.scenes import Samples, Size
 from train.pixels import ABSOLUTE, aligned_error, angles
 from train.transformer import ConditionedTransformer, make_optimizers
-from train.vae import fold_epsilon, unfold_epsilon
+from train.vae import as_pictures, fold_epsilon, prior_divergence, unfold_epsilon
 
 
-def as_pictures(samples: Samples) -> Tensor:
+def joined_pictures(samples: Samples) -> Tensor:
     """What the autoencoder sees, (3B,3,H,W) in [-1,1]: images, labels three times, normals."""
-    label = samples.label[:, None].expand_as(samples.image)
-    return torch.cat((samples.image * 2 - 1, label, samples.normal)).contiguous(memory_format=torch.channels_last)
+    return torch.cat(as_pictures(samples)).contiguous(memory_format=torch.channels_last)
 
 
 def train_autoencoder(run: Run, autoencoder: AutoencoderKL) -> AutoencoderKL:
@@ -56,17 +54,15 @@ def train_autoencoder(run: Run, autoencoder: AutoencoderKL) -> AutoencoderKL:
 
 def _reconstruction(run: Run, model: AutoencoderKL, samples: Samples) -> Tensor:
     """L1 + L2 of all three pictures, the angle of the normals, and KL to FLUX's scale."""
-    config, pictures = run.config.autoencoder, as_pictures(samples)
+    config, pictures = run.config.autoencoder, joined_pictures(samples)
     with run.autocast():
         moments = model.encoder(pictures)
         mean, logvar = moments.float().chunk(2, dim=1)
         logvar = logvar.clamp(-20, 10)
         result = model.decoder(mean + torch.randn_like(mean) * (0.5 * logvar).exp()).float()
     error = result - pictures
-    prior = 2 * np.log(1 / SCALE)
-    kl = 0.5 * ((mean - SHIFT).square() * SCALE**2 + (logvar - prior).exp() - 1 - (logvar - prior))
     of_angle = angles(result.chunk(3)[2], samples.normal).mean()
-    per_pixel = kl.sum() / pictures[:, 0].numel()
+    per_pixel = prior_divergence(mean, logvar).sum() / pictures[:, 0].numel()
     return error.abs().mean() + error.square().mean() + config.angle_weight * of_angle + config.kl_weight * per_pixel
 
 
@@ -122,7 +118,7 @@ def train_on_latents(run: Run, autoencoder: AutoencoderKL, model: ConditionedTra
             nonlocal drawn, mean_range
             samples = stream.next_batch(drawn, size)
             drawn += 1
-            latents = _encoded(run, autoencoder.encoder, as_pictures(samples))
+            latents = _encoded(run, autoencoder.encoder, joined_pictures(samples))
             valid = latent_mask(samples.valid)
             weight = valid + (1 - valid) * config.invalid_weight
             keep = samples.usable
