@@ -64,7 +64,8 @@ class Track:
     def match(self, view: View, matcher: Matcher) -> Match:
         """The next frame against the key frame."""
         step = None
-        if self.at_key or _pictures(self.anchor.view, view):
+        # without pictures there is nothing to be added up, and every frame is matched by way of the last one
+        if self.last is self.anchor or _pictures(self.anchor.view, view):
             step = matcher(self.anchor.view, view, self.onward, None)
         if self.last is not self.anchor and not (step is not None and step.alike >= _CLEAR):
             self.anchor, self.onward = self.last, still()

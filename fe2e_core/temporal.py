@@ -219,7 +219,8 @@ def _unpack_track(data: dict) -> Track | None:
     if key is None or data["last"] is None:
         raise ValueError("one of two key frames")
     if "anchor" not in data:  # earlier versions knew the last frame only
-        last = Station(_unpack(data["last"]), _numbers(data["motion"], 6))
+        motion = _numbers(data["motion"], 6)
+        last = Station(_unpack(data["last"]), motion, Reckoned(motion))
         return Track.begin(key) if data["last"] == data["key"] else Track(key, last, last)
     onward = _numbers(data["onward"], 6)
     last, anchor = (_unpack_station(data, name, key) for name in ("last", "anchor"))

@@ -264,6 +264,23 @@ def test_state_survives_json_and_goes_on(clip):
         assert a.log_near == pytest.approx(b.log_near, abs=0.02)
 
 
+@pytest.mark.parametrize("begun", [1, 5])
+def test_a_state_of_an_earlier_version_goes_on(clip, begun):
+    """It knew the key frame, the last frame and the motion between them, but no anchor; here without pictures."""
+    labels = clip[0][:8]
+    whole = stabilize_clip(labels)
+    state = DepthStabilizer()
+    stabilize_clip(labels[:begun], state=state)
+    saved = json.loads(state.to_json())
+    saved["motion"] = saved["last_motion"]
+    for name in ("onward", "last_motion", "last_reckoned", "anchor", "anchor_motion", "anchor_reckoned"):
+        del saved[name]
+    later = stabilize_clip(labels[begun:], state=DepthStabilizer.from_json(json.dumps(saved)))
+    for a, b in zip(whole[begun:], later, strict=True):
+        assert a.log_range == pytest.approx(b.log_range, rel=0.02)
+        assert a.log_near == pytest.approx(b.log_near, abs=0.02)
+
+
 def test_foreign_json_is_refused():
     for text in ("{}", "[1]", "no json", '{"format": 99}'):
         with pytest.raises(ValueError, match="scale state"):
