@@ -19,7 +19,8 @@ from tests.harness import inprocess
 class Variant:
     """weight_dtype: as Load FE2E Model names it. folded: of ours, whether modulation layers are constants. compiled:
     "model" as ComfyUI's TorchCompileModel does it, or "blocks": through the same wrapper, each block for itself, which
-    compiles two kinds of block instead of one long graph. attention: "" for ComfyUI's choice, or "cudnn".
+    compiles two kinds of block instead of one long graph. attention: "" for ComfyUI's order, or "cudnn"; the
+    nodes themselves choose between the two by the card (`nodes/attention.py`).
     """
 
     title: str
@@ -96,22 +97,15 @@ def _offload_to_main_memory(patcher: object) -> None:
 
 
 @contextmanager
-def preferred_attention(variant: Variant) -> Iterator[None]:
-    """torch's cuDNN attention before its flash attention where ComfyUI leaves the choice to torch."""
-    import comfy.ops
-
-    order = getattr(comfy.ops, "SDPA_BACKEND_PRIORITY", None)
-    if variant.attention != "cudnn" or not order:
-        yield
-        return
-    from torch.nn.attention import SDPBackend
-
-    before = list(order)
-    order.sort(key=lambda backend: backend != SDPBackend.CUDNN_ATTENTION)
+def chosen_attention(variant: Variant) -> Iterator[None]:
+    """The attention that a variant of ours names, whatever the card."""
+    backend = inprocess.pack_module("nodes.backend")
+    before = backend.is_quicker
+    backend.is_quicker = lambda device: variant.attention == "cudnn"
     try:
         yield
     finally:
-        order[:] = before
+        backend.is_quicker = before
 
 
 def flux_of(contender: ReferenceProcedure | OurProcedure) -> torch.nn.Module:

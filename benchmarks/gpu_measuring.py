@@ -18,7 +18,7 @@ import torch._dynamo
 from torch import Tensor
 
 from benchmarks import models
-from benchmarks.contenders import Variant, build, preferred_attention, watch_text_tokens
+from benchmarks.contenders import Variant, build, chosen_attention, watch_text_tokens
 from benchmarks.sizes import ModelSize
 from benchmarks.timing import Clock, interleave, medians
 
@@ -128,7 +128,7 @@ def measure(
     built = time.perf_counter()
     image = models.picture(height, width)
     cuda = torch.cuda.is_available()
-    with preferred_attention(variant):
+    with chosen_attention(variant):
         # Not compiled: with its hook, which goes away again, a compiled model would be compiled twice.
         with watch_text_tokens(contender) as seen, torch.compiler.set_stance("force_eager"):
             contender.latents(image, Clock(synchronize))

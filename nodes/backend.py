@@ -33,6 +33,7 @@ from ..fe2e_core.merging import merge_tokens
 from ..fe2e_core.packing import PATCH, pack, predict_latents, unpack
 from ..fe2e_core.quantized import SIDE_TENSORS
 from ..fe2e_core.tensorfile import meta
+from .attention import cudnn_first, is_quicker
 from .types import FE2EModel
 from .weights import WeightDtype, choose
 
@@ -190,6 +191,8 @@ def _transformer_options(patcher: comfy.model_patcher.ModelPatcher, ids: Tensor)
     patches = dict(options.get("patches", {}))
     patches["post_input"] = [*patches.get("post_input", []), lambda state: state | {"img_ids": ids}]
     options["patches"] = patches
+    if is_quicker(patcher.load_device):
+        options.setdefault("optimized_attention_override", cudnn_first)  # the user's own comes first
     return options
 
 
