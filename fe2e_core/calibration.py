@@ -120,7 +120,7 @@ def _checked(log_depth: Tensor, normal: Tensor, mask: Tensor | None) -> tuple[Te
             "expected (B, H, W) and (B, H, W, 3)."
         )
     if min(log_depth.shape[1:]) < 32:
-        raise ValueError(f"log_depth: found {tuple(log_depth.shape[1:])} pixels, expected at least 32 x 32.")
+        raise ValueError(f"geometry: found {log_depth.shape[2]} x {log_depth.shape[1]} pixels, expected at least 32 x 32; use a larger picture.")
     if mask is None:
         mask = torch.ones_like(log_depth, dtype=torch.bool)
     if mask.shape != log_depth.shape:

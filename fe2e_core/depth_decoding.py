@@ -94,6 +94,7 @@ class DecodedDepth:
     `depth` (B,H,W) positive, in metres if `metric`, else in one unknown unit; `log_range`, `log_near` (B,) so
     that ln depth = log_range * (log_depth + 1) / 2 + log_near where the depth follows from the network alone.
     All three are None for the "log" mapping of a geometry without a range, which needs no distance at all.
+    `assumed`: the range is the style's ratio, which stood in because nothing better was known.
     """
 
     values: Tensor
@@ -102,6 +103,7 @@ class DecodedDepth:
     log_range: Tensor | None
     log_near: Tensor | None
     metric: bool
+    assumed: bool = False
 
 
 def decode_depth(
@@ -129,6 +131,7 @@ def decode_depth(
     y = log_depth.to(torch.float32)
     mask = mask.to(device=y.device, dtype=torch.bool)
     known = style.range_from == KNOWN and (metric or style.mapping != "metric")
+    assumed = False
     batch = y.shape[0]
 
     if known and log_range is not None:
@@ -141,6 +144,7 @@ def decode_depth(
         start = y.new_full((batch,), math.log(style.near))
     else:
         span, start = y.new_full((batch,), math.log(style.ratio)), y.new_zeros(batch)
+        assumed = known
 
     if known and depth is not None:
         z = depth.to(y).clamp_min(torch.finfo(torch.float32).tiny)
@@ -164,7 +168,7 @@ def decode_depth(
         outside=0.0 if style.near_white else 1.0,
         over=style.normalize,
     )
-    return DecodedDepth(values, picture, z, span, start, in_metres and z is not None)
+    return DecodedDepth(values, picture, z, span, start, in_metres and z is not None, assumed)
 
 
 def normalize_picture(

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .assumptions import ASSUMABLE, mark
 from .geometry import fov_from_focal
 
 _FORMAT_VERSION = 1
@@ -148,6 +149,8 @@ def write_exr(path: str | Path, geometry: dict, index: int, preset: str) -> None
         "fe2eMetric": int(bool(geometry.get("metric", False))),
         "fe2eUnit": style.unit if geometry.get("metric") else f"near plane distance times {style.scale:g}",
     }
+    if geometry.get("assumed"):
+        header["fe2eAssumed"] = " ".join(geometry["assumed"])
     for key, name in (("log_range", "fe2eLogRange"), ("log_near", "fe2eLogNear")):
         if geometry.get(key) is not None:
             header[name] = float(geometry[key].reshape(-1)[min(index, geometry[key].numel() - 1)])
@@ -212,7 +215,17 @@ def read_exr(path: str | Path) -> dict:
             geometry[key] = torch.from_numpy(_numbers_of(path, header, attribute, ()))
     geometry = {key: value.unsqueeze(0).contiguous() for key, value in geometry.items()}
     geometry["metric"] = bool(_numbers_of(path, {"fe2eMetric": 0, **header}, "fe2eMetric", ()))
+    mark(geometry, assumed=_assumed_of(header))
     return geometry
+
+
+def _assumed_of(header: dict) -> list[str]:
+    """What the file calls assumed, without names that this version does not know."""
+    try:
+        names = str(header.get("fe2eAssumed", "")).split()
+    except ValueError:  # of the binding, for text that is no UTF-8
+        return []
+    return [name for name in names if name in ASSUMABLE]
 
 
 def _numbers_of(path: Path, header: dict, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .assumptions import ASSUMABLE, mark
 from .npyfiles import read_npz_arrays
 
 KEYS = (
@@ -20,12 +21,14 @@ KEYS = (
     "depth",
     "intrinsics",
     "confidence",
+    "assumed",
 )
 _REQUIRED = KEYS[:4]
 
 
 def geometry_arrays(geometry: dict, *, image: bool = True) -> dict[str, np.ndarray]:
-    """FE2E_GEOMETRY -> arrays under the same keys: float32, bool for `mask` and `metric` (0-dimensional)."""
+    """FE2E_GEOMETRY -> arrays under the same keys: float32, bool for `mask`, `metric` (0-dimensional) and `assumed`
+    (2,), whether log_range and intrinsics are."""
     arrays = {}
     for key in KEYS:
         if key not in geometry or geometry[key] is None or (key == "image" and not image):
@@ -34,6 +37,8 @@ def geometry_arrays(geometry: dict, *, image: bool = True) -> dict[str, np.ndarr
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu()
             array = value.numpy() if value.dtype == torch.bool else value.to(torch.float32).numpy()
+        elif key == "assumed":
+            array = np.array([name in value for name in ASSUMABLE])
         else:
             array = np.asarray(bool(value))
         arrays[key] = array
@@ -73,11 +78,13 @@ def read_npz(path: str | Path) -> dict:
     geometry: dict = {
         key: torch.from_numpy(np.ascontiguousarray(array.astype(bool if key == "mask" else np.float32, copy=False)))
         for key, array in arrays.items()
-        if key != "metric"
+        if key not in ("metric", "assumed")
     }
     geometry.setdefault("image", torch.zeros(*geometry["log_depth"].shape, 3))
     if "metric" in arrays:
         geometry["metric"] = bool(arrays["metric"])
+    if "assumed" in arrays:
+        mark(geometry, assumed=[name for name, yes in zip(ASSUMABLE, arrays["assumed"].tolist(), strict=True) if yes])
     return geometry
 
 
@@ -92,6 +99,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray]) -> None:
         **dict.fromkeys(("log_range", "log_near"), size[:1]),
         "intrinsics": (size[0], 3, 3),
         "metric": (),
+        "assumed": (len(ASSUMABLE),),
     }
     for key, array in arrays.items():
         if array.shape != expected[key]:

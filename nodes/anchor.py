@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import torch
-import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..fe2e_core.anchoring import fit_anchor, sample_at, scale_from_distance, scale_from_length
+from ..fe2e_core.anchoring import AnchorFit, fit_anchor, sample_at, scale_from_distance, scale_from_length
+from ..fe2e_core.assumptions import is_assumed, mark
 from .bridges import Da3Geometry, MogeGeometry
 from .node import Node
+from .reference_depth import reference_depth
 from .types import FE2EGeometryType, require_geometry
 
 NEAR_FAR, TWO_POINTS, LENGTH, DISTANCE = (
@@ -24,6 +25,7 @@ NEAR_FAR, TWO_POINTS, LENGTH, DISTANCE = (
 )
 SPARSE, REFERENCE = "sparse points", "another depth"
 AUTO, KEEP, FIT = "keep if calibrated", "keep", "fit"
+_WIDE = 0.05  # relative error of points that the range is to be doubted for
 
 
 def _fraction(name: str, default: float, what: str) -> io.Input:
@@ -46,11 +48,13 @@ _POINT_B = [
 
 @dataclass(frozen=True)
 class _Line:
-    """ln metres = gain * x + offset, with what the fit says about itself."""
+    """ln metres = gain * x + offset, with what the fit says about itself. miss: relative error that six in ten points stay
+    below."""
 
     gain: float
     offset: float
     report: str
+    miss: float = 0.0
 
 
 class FE2EAnchorDepth(Node):
@@ -136,7 +140,8 @@ class FE2EAnchorDepth(Node):
                     options=[AUTO, KEEP, FIT],
                     default=AUTO,
                     advanced=True,
-                    tooltip="Keep: the calibrated shape stays and only its size is fitted. Fit: depth range and size.",
+                    tooltip="Keep: the calibrated shape stays and only its size is fitted. Fit: depth range and size. A range "
+                    "that was only assumed is fitted unless you choose to keep it.",
                 ),
                 io.Int.Input(
                     "batch_index",
@@ -159,10 +164,16 @@ class FE2EAnchorDepth(Node):
                     tooltip="For 'another depth': raw metres, larger is farther, zero where unknown; any size.",
                 ),
                 MogeGeometry.Input(
-                    "moge_geometry", optional=True, tooltip="For 'another depth': from the core MoGe nodes."
+                    "moge_geometry",
+                    optional=True,
+                    tooltip="For 'another depth': from the core MoGe nodes, with a model that gives metres (MoGe-2); not a "
+                    "panorama.",
                 ),
                 Da3Geometry.Input(
-                    "da3_geometry", optional=True, tooltip="For 'another depth': from Depth Anything 3."
+                    "da3_geometry",
+                    optional=True,
+                    tooltip="For 'another depth': from Depth Anything 3, with a model that gives metres (DA3-Metric). Small, Base "
+                    "and Mono know no unit.",
                 ),
             ],
             outputs=[
@@ -197,7 +208,13 @@ class FE2EAnchorDepth(Node):
             raise ValueError(
                 "range: there is no calibrated range to keep; choose 'fit', or add 'Calibrate Camera' first."
             )
-        keep = known and range != FIT
+        if range == KEEP and anchor["anchor"] == NEAR_FAR:
+            raise ValueError(
+                "range: near and far say what the range is, so there is none to keep; choose another anchor, or 'fit'."
+            )
+        # a default that stands in is not worth keeping, unless there is too little to fit a range to
+        alone = anchor["anchor"] == SPARSE and len(_parse(anchor["points"])[0]) == 1
+        keep = range == KEEP or (range == AUTO and known and (alone or not is_assumed(geometry, "log_range")))
         x = (
             torch.log(geometry["depth"].float().clamp_min(1e-12))
             if known
@@ -217,6 +234,8 @@ class FE2EAnchorDepth(Node):
         else:
             log_range, log_near = gain, offset
         result = {**geometry, "depth": depth, "log_range": log_range, "log_near": log_near, "metric": True}
+        if not keep and anchor["anchor"] not in (LENGTH, DISTANCE):
+            mark(result, found=["log_range"])
         counted = depth[geometry["mask"].to(device)]
         reach = (
             f"depth from {float(counted.min()):.2f} m to {float(counted.max()):.2f} m"
@@ -224,7 +243,7 @@ class FE2EAnchorDepth(Node):
             else "no pixel counts"
         )
         texts = dict.fromkeys(line.report for line in lines)
-        report = "\n".join([*texts, reach])
+        report = "\n".join([*texts, reach, *_warnings(geometry, anchor["anchor"], lines, keep)])
         picture = depth.unsqueeze(-1).expand(*depth.shape, 3).contiguous()
         return io.NodeOutput(result, picture, report, ui={"text": (report,)})
 
@@ -256,7 +275,7 @@ class FE2EAnchorDepth(Node):
         else:
             points, metres = _parse(anchor["points"])
         fit = fit_anchor(sample_at(values, points, mask), metres, gain=1.0 if keep else None)
-        return [_Line(fit.gain, fit.offset, _quality(fit))] * batch
+        return [_of_fit(fit)] * batch
 
     @staticmethod
     def _near_far(geometry, b, known, near, far) -> _Line:
@@ -270,22 +289,47 @@ class FE2EAnchorDepth(Node):
 
     @staticmethod
     def _against(geometry, x, keep, one_fit, references) -> list[_Line]:
-        metres, valid = _reference_depth(references, x.shape)
+        metres, valid = reference_depth(references, x.shape)
         # labels at the very ends are cut off: their depth is not theirs
         usable = geometry["mask"].cpu() & valid & (geometry["log_depth"].cpu().abs() != 1)
         gain = 1.0 if keep else None
         values = x.cpu()
         if one_fit:
             fit = fit_anchor(values[usable], metres[usable], gain)
-            return [_Line(fit.gain, fit.offset, _quality(fit))] * len(x)
+            return [_of_fit(fit)] * len(x)
         lines = []
         for b in range(len(x)):
             fit = fit_anchor(values[b][usable[b]], metres[b][usable[b]], gain)
-            lines.append(_Line(fit.gain, fit.offset, f"picture {b}: {_quality(fit)}"))
+            lines.append(_of_fit(fit, f"picture {b}: "))
         return lines
 
 
-def _quality(fit) -> str:
+def _warnings(geometry: dict, kind: str, lines: list[_Line], keep: bool) -> list[str]:
+    """What the user should know of the result, one line each."""
+    found = []
+    miss = max(line.miss for line in lines)
+    if keep and miss > _WIDE:
+        found.append(
+            f"the range that was kept does not fit: four in ten of the points are off by {100 * miss:.0f} % or more; "
+            "choose 'fit' as range, or calibrate again"
+        )
+    by_camera = kind in (LENGTH, DISTANCE)
+    for key, name, used in (("log_range", "depth range", by_camera or keep), ("intrinsics", "camera", by_camera)):
+        if used and is_assumed(geometry, key):
+            found.append(f"the {name} is only assumed, and with it these metres; add 'Calibrate Camera' before")
+    if kind == REFERENCE:
+        found.append("the reference is taken to be in metres")
+    return found
+
+
+def _of_fit(fit: AnchorFit, name: str = "") -> _Line:
+    misses = fit.residuals[torch.isfinite(fit.residuals)].abs().sort().values
+    # a third of the points may be wrong without a word
+    miss = float(misses[math.ceil(0.6 * (len(misses) - 1))])
+    return _Line(fit.gain, fit.offset, name + _quality(fit), math.expm1(min(miss, 10.0)))
+
+
+def _quality(fit: AnchorFit) -> str:
     return (
         f"{fit.used} points agree within {100 * fit.residual:.2f} % (median), of {fit.given} given; "
         f"gain {fit.gain:.3f}, offset {fit.offset:.3f} in ln metres"
@@ -301,7 +345,7 @@ def _parse(text: str) -> tuple[Tensor, Tensor]:
             row = [float(word) for word in line.replace(",", " ").split()]
         except ValueError:
             row = []
-        if len(row) != 3:
+        if len(row) != 3 or not all(map(math.isfinite, row)):
             raise ValueError(
                 f"points: line {number} is {line.strip()!r}, expected 'x y metres', such as '0.5 0.5 2.0'."
             )
@@ -310,44 +354,6 @@ def _parse(text: str) -> tuple[Tensor, Tensor]:
         raise ValueError("points: found none, expected lines 'x y metres'.")
     table = torch.tensor(rows)
     return table[:, :2], table[:, 2]
-
-
-def _reference_depth(references, shape) -> tuple[Tensor, Tensor]:
-    """Another depth in metres and where it is known, (B, H, W) each, at the geometry's size."""
-    image, moge, da3 = references
-    given = [
-        name
-        for name, value in zip(("reference", "moge_geometry", "da3_geometry"), references, strict=True)
-        if value is not None
-    ]
-    if len(given) != 1:
-        raise ValueError(
-            f"anchor: 'another depth' needs exactly one of reference, moge_geometry, da3_geometry; connected: {given or 'none'}."
-        )
-    known = None
-    if image is not None:
-        depth = image[..., 0]
-    elif moge is not None:
-        if moge.get("depth") is None:
-            raise ValueError("moge_geometry: it holds no depth.")
-        depth, known = moge["depth"], moge.get("mask")
-    else:
-        if da3.get("depth") is None:
-            raise ValueError("da3_geometry: it holds no depth.")
-        depth = da3["depth"]
-        known = None if da3.get("sky") is None else da3["sky"] < 0.5
-    depth = depth.float().cpu()
-    valid = torch.isfinite(depth) & (depth > 0)
-    if known is not None:
-        valid = valid & known.to(depth.device).reshape(depth.shape)
-    if len(depth) not in (1, shape[0]):
-        raise ValueError(f"reference: found {len(depth)} pictures, expected 1 or {shape[0]}.")
-    if depth.shape[1:] != shape[1:]:
-        depth = F.interpolate(torch.where(valid, depth, 0.0)[:, None], size=shape[1:], mode="nearest-exact")[
-            :, 0
-        ]
-        valid = F.interpolate(valid[:, None].float(), size=shape[1:], mode="nearest-exact")[:, 0] > 0.5
-    return depth.expand(shape), valid.expand(shape)
 
 
 NODES: list[type[io.ComfyNode]] = [FE2EAnchorDepth]

@@ -43,6 +43,7 @@ class FE2EToMoGe(Node):
             "mask": mask,
             "normal": full["normal"],
             "image": full["image"].cpu(),
+            "metric": bool(full["metric"]),  # ours: Anchor Depth refuses depth without a unit as a reference
         }
         return io.NodeOutput(moge)
 
@@ -79,6 +80,7 @@ class FE2EToDA3(Node):
             "mode": "mono",
             "intrinsics": pixels.unsqueeze(0),
             "sky": (~full["mask"]).to(torch.float32),
+            "metric": bool(full["metric"]),
         }
         if full.get("confidence") is not None:
             da3["confidence"] = full["confidence"]

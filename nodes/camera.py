@@ -8,6 +8,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..fe2e_core.assumptions import mark
 from ..fe2e_core.calibration import Calibration, CalibrationOptions, calibrate
 from ..fe2e_core.geometry import (
     depth_from_log,
@@ -179,6 +180,7 @@ class FE2ECalibrate(Node):
             center = _filled(found.center, found.determined | torch.isfinite(found.center).all(-1))
             k[:, :2, 2] = center.to(k)
             result["intrinsics"] = k.to(device=device, dtype=torch.float32)
+            mark(result, found=["intrinsics"])
         if span is not None:
             result["log_range"] = span.to(device=device, dtype=torch.float32)
             result["log_near"] = torch.zeros_like(result["log_range"])
@@ -186,6 +188,7 @@ class FE2ECalibrate(Node):
             result["depth"] = depth_from_log(label, result["log_range"], result["log_near"])
             result["metric"] = False
             result.pop("confidence", None)  # it judged another depth
+            mark(result, found=["log_range"])
         report = _report(found)
         return io.NodeOutput(
             result,
@@ -236,12 +239,13 @@ def _report(found: Calibration) -> str:
                 f"{float(found.residual_degrees[b]):.1f} degrees"
             )
         else:
-            others = (
-                "; the batch's other pictures stand in"
-                if bool(found.determined.any())
-                else "; nothing was added"
-            )
-            lines.append(f"{name}undetermined: {found.reason[b]}{others}")
+            if bool(found.determined.any()):
+                others = "the batch's other pictures stand in"
+            elif bool(torch.isfinite(found.fov_x_degrees[b])):
+                others = "the camera that was given was added, but no depth range"
+            else:
+                others = "nothing was added"
+            lines.append(f"{name}undetermined: {found.reason[b]}; {others}")
     if not bool(found.determined.any()) and not bool((found.fov_error == 0).any()):
         lines.append("If you know the field of view or the focal length, give it: then only the range is to be found.")
     return "\n".join(lines)

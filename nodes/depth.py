@@ -8,8 +8,10 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
+from ..fe2e_core.assumptions import mark
 from ..fe2e_core.depth_decoding import (
     DEFAULT_RATIO,
+    GIVEN,
     KNOWN,
     MAPPINGS,
     NORMALIZE_OVER,
@@ -200,6 +202,10 @@ class FE2ELogDepthDecode(Node):
             result["depth"], result["metric"] = decoded.depth, decoded.metric
         if decoded.log_range is not None:
             result["log_range"], result["log_near"] = decoded.log_range, decoded.log_near
+            if decoded.assumed:
+                mark(result, assumed=["log_range"])
+            elif range == GIVEN or (base.mapping == "metric" and not geometry.get("metric", False)):
+                mark(result, found=["log_range"])
         return io.NodeOutput(_grey(decoded.picture), _grey(decoded.values), result)
 
 

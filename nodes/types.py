@@ -30,6 +30,7 @@ FE2EGeometryType = io.Custom("FE2E_GEOMETRY")
 #   "depth":      torch.Tensor (B, H, W) float32, along the optical axis, in metres when "metric"
 #   "intrinsics": torch.Tensor (B, 3, 3), normalised by width and height as in MOGE_GEOMETRY
 #   "confidence": torch.Tensor (B, H, W) float32 in [0, 1]
+#   "assumed":    tuple of "log_range", "intrinsics": which of these nothing has told, so that a default stands in
 REQUIRED_KEYS = ("log_depth", "normal", "mask", "image")
 
 
