@@ -24,6 +24,7 @@ from .strict_json import build_flat, parse_json
 FORMAT = 1
 _LITTLE = 0.2  # of a picture in sight is too little to judge by
 _RECENT = 8  # frames whose agreement tells how exact the network is
+_AS_WIDE = 0.03  # ln aspect ratio by which two clips may differ and still show the same
 _ROUGHLY = 0.25  # part of the spread of ln depth within which a weak network still agrees with itself
 
 
@@ -139,6 +140,10 @@ class DepthStabilizer:
         mask = mask & (label.abs() != 1)  # cut off by the network, so without a depth of their own
         columns = min(self.options.width, width)
         size = (max(8, round(columns * height / width)), columns)
+        if self._track is not None:  # a clip that goes on at another resolution is compared on the grid it began with
+            rows, columns = self._track.key.label.shape
+            if abs(math.log(height / width * columns / rows)) < _AS_WIDE:
+                size = (rows, columns)
         weight = F.interpolate(mask[None, None].float(), size=size, mode="area")[0, 0]
         clean = torch.where(mask, label.float(), torch.zeros_like(label, dtype=torch.float32))
         small = F.interpolate(clean[None, None], size=size, mode="area")[0, 0] / weight.clamp_min(1e-6)

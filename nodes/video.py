@@ -9,6 +9,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
+from ..fe2e_core.assumptions import is_assumed, mark
 from ..fe2e_core.depth_decoding import DEFAULT_RATIO
 from ..fe2e_core.geometry import depth_from_log, fov_from_focal
 from ..fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
@@ -158,7 +159,13 @@ class FE2EStabilizeVideo(Node):
             "metric": False,
         }
         result.pop("confidence", None)
+        told = geometry.get("log_range") is not None and not is_assumed(geometry, "log_range")
+        mark(result, **{"found" if told else "assumed": ["log_range"]})
         report, text = _report(scales), solver.to_json()
+        if geometry.get("metric"):
+            report += "\nmetres are not kept: put 'Anchor Depth' after this node, with one_fit for another depth"
+        if mode == CONTINUE and scales and scales[0].cut:
+            report += "\nthe first frame does not show what the saved clip ends with: a new shot begins there"
         if filename_prefix.strip():
             saved = save_next(filename_prefix, ".json", lambda path: Path(path).write_text(text, encoding="utf-8"))
             report += f"\nstate saved as {Path(saved['subfolder'], saved['filename']).as_posix()}"
@@ -186,11 +193,12 @@ def _field_of_view(geometry: dict) -> float:
 
 def _report(scales: list[FrameScale]) -> str:
     cuts = [t for t, s in enumerate(scales) if s.cut]
+    shots = len({0, *cuts})
     keys = [t for t, s in enumerate(scales) if s.key]
     residuals = torch.tensor([s.residual for s in scales])
     inliers = torch.tensor([s.inliers for s in scales])
     return (
-        f"{len(scales)} frames, {len(cuts) + 1} shots (cuts before frames {cuts or 'none'}), key frames {keys}\n"
+        f"{len(scales)} frames, {shots} shot{'s' * (shots > 1)} (cuts before frames {cuts or 'none'}), key frames {keys}\n"
         f"points met again: median {100 * float(inliers.median()):.0f} %, least {100 * float(inliers.min()):.0f} %; "
         f"they agree within {100 * float(residuals.median()):.1f} % (median)"
     )

@@ -248,7 +248,7 @@ def test_video():
     out, state, report = run_node(node, geometry=clip)
     assert out["depth"].shape == (frames, 72, 96)
     assert len(json.loads(state)["frames"]) == frames
-    assert "1 shots" in report
+    assert "1 shot (" in report
     wall = (slice(None), slice(5, 15), slice(5, 20))  # never behind the ball
     spread = torch.log(out["depth"][wall] / torch.stack(truths)[wall]).flatten(1).median(1).values.std()
     alone = (
