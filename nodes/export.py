@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from .saving import save_next
 from .types import FE2EGeometryType, require_geometry
 
 _NO_FILES = "(no .exr file in the input folder)"
+logger = logging.getLogger(__name__)
+
+_MOST_CLIPPED = 0.25  # share of values; beyond it is no picture with a few bright spots
 _UNIT, _MILLIMETRES = "0 to 1 becomes black to white", "metres become millimetres (up to 65.535 m)"
 
 
@@ -230,6 +234,7 @@ class FE2ESavePNG16(Node):
     def execute(cls, image, filename_prefix, values) -> io.NodeOutput:
         scale = 1000.0 if values == _MILLIMETRES else 65535.0
         text = {"Software": "FE2E", "Comment": "depth in millimetres" if values == _MILLIMETRES else "0 to 1"}
+        _check_range(image, values)
         saved = []
         for picture in image:
             comfy.model_management.throw_exception_if_processing_interrupted()
@@ -237,6 +242,19 @@ class FE2ESavePNG16(Node):
             height, width = picture.shape[:2]
             saved.append(save_next(filename_prefix, ".png", _writer(data), width=width, height=height))
         return io.NodeOutput(image, ui={"images": saved})
+
+
+def _check_range(image: torch.Tensor, values: str) -> None:
+    """Raises ValueError for raw values taken for a picture; says how much of metres a file of millimetres cannot hold."""
+    top = 65.535 if values == _MILLIMETRES else 1.0
+    beyond = float(((image > top) | (image < 0)).float().mean())
+    if values == _UNIT and beyond > _MOST_CLIPPED:
+        raise ValueError(
+            f"image: {100 * beyond:.0f} % of its values lie outside 0 to 1 and would be cut off; connect a picture, choose "
+            f"{_MILLIMETRES!r} for metres, or keep raw values by Save Geometry (EXR)"
+        )
+    if beyond > 0.01:
+        logger.warning("FE2E: %.0f %% of the values lie outside 0 to %g and are cut off in the PNG", 100 * beyond, top)
 
 
 def _grey_if_equal(picture: torch.Tensor) -> torch.Tensor:

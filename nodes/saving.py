@@ -4,7 +4,9 @@ file."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import folder_paths
@@ -20,16 +22,22 @@ def save_next(
 ) -> dict[str, str]:
     """Write a new file of the output folder under the next free number and return where it is.
 
-    `prefix` is ComfyUI's filename_prefix: it may name a subfolder and hold variables such as %width% and
-    %year%. Returns filename, subfolder and type, as ComfyUI's history lists results. Raises ValueError for a
+    `prefix` is ComfyUI's filename_prefix: it may name a subfolder and hold variables such as %width%, %year% and
+    %date:yyyy-MM-dd%. Returns filename, subfolder and type, as ComfyUI's history lists results. Raises ValueError for a
     prefix without a name, one that leaves the output folder or one that is too long, OSError naming the file when the
     disk does not take it.
     """
     output = folder_paths.get_output_directory()
+    prefix = _with_date(prefix, datetime.now())
     parts = Path(prefix.replace("\\", "/")).parts
     if not prefix.strip() or prefix.endswith(("/", "\\")) or "\0" in prefix:
         raise ValueError(f"filename_prefix: found {prefix!r}, expected a name such as FE2E/geometry")
-    if ".." in parts or Path(prefix).is_absolute() or ":" in prefix:
+    if ":" in prefix:
+        raise ValueError(
+            f"filename_prefix: found {prefix!r}, expected no colon, which file systems refuse or read as a drive; a date is "
+            "%date:yyyy-MM-dd%"
+        )
+    if ".." in parts or Path(prefix).is_absolute():
         raise ValueError(
             f"filename_prefix: found {prefix!r}, which leaves the output folder {output}; "
             "expected a name or a subfolder and a name, such as FE2E/geometry"
@@ -45,6 +53,18 @@ def save_next(
             counter += 1
             continue
         return {"filename": filename, "subfolder": subfolder, "type": "output"}
+
+
+def _with_date(prefix: str, now: datetime) -> str:
+    """%date:yyyy-MM-dd hh-mm-ss% and the like, which the interface expands for core nodes only, in its letters."""
+    values = {"yyyy": f"{now:%Y}", "yy": f"{now:%y}", "MM": f"{now:%m}", "M": str(now.month), "dd": f"{now:%d}", "d": str(now.day),
+              "hh": f"{now:%H}", "h": str(now.hour), "mm": f"{now:%M}", "m": str(now.minute), "ss": f"{now:%S}",
+              "s": str(now.second)}  # fmt: skip
+
+    def written(found: re.Match) -> str:
+        return re.sub("yyyy|yy|MM?|dd?|hh?|mm?|ss?", lambda part: values[part[0]], found[1] or "yyyyMMddhhmmss")
+
+    return re.sub(r"%date(?::([^%]*))?%", written, prefix)
 
 
 def find_saved(name: str, what: str) -> Path:

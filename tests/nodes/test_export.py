@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -73,6 +74,17 @@ def test_names_stay_inside(geometry, output, prefix):
     with pytest.raises(ValueError, match="filename_prefix"):
         run_node(node, geometry=geometry, filename_prefix=prefix)
     assert os.listdir(output) == []
+
+
+def test_dates_are_written_as_the_interface_writes_them(geometry, output):
+    """The interface expands %date:...% for its own nodes only."""
+    node = pack_module("nodes.export").FE2ESaveNPZ
+    run_node(node, geometry=geometry, filename_prefix="%date:yyyy-MM-dd%/%date:d.M.yy%_x")
+    now = datetime.now()
+    names = [path.relative_to(output).as_posix() for path in output.rglob("*.npz")]
+    assert names == [f"{now:%Y-%m-%d}/{now.day}.{now.month}.{now:%y}_x_00001_.npz"]
+    with pytest.raises(ValueError, match="no colon"):
+        run_node(node, geometry=geometry, filename_prefix="%date:hh:mm%")
 
 
 def test_a_failed_write_leaves_nothing(output):
@@ -154,3 +166,16 @@ def test_png16(geometry, output):
     seen = cv2.imread(str(output / "mm_00001_.png"), cv2.IMREAD_UNCHANGED)
     assert seen.shape == (H, W), "grey"
     assert np.abs(seen / 1000 - geometry["depth"][0].numpy()).max() <= 0.0005 + 1e-6
+
+
+def test_a_png_does_not_swallow_raw_values(geometry, output, caplog):
+    node = pack_module("nodes.export").FE2ESavePNG16
+    raw = geometry["log_depth"].unsqueeze(-1).expand(-1, -1, -1, 3)
+    with pytest.raises(ValueError, match="outside 0 to 1"):
+        run_node(node, image=1.5 + raw, filename_prefix="raw")
+    assert os.listdir(output) == []
+    few = geometry["image"].clone()
+    few[:, :2] = 1.2
+    run_node(node, image=few, filename_prefix="few")
+    assert "are cut off" in caplog.text
+    assert len(os.listdir(output)) == len(few)
