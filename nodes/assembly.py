@@ -106,7 +106,7 @@ class FE2ETakeApart(Node):
         if model.folded:
             constants = [k for k in model.patcher.model_state_dict() if k.endswith("." + CONSTANT)]
             logger.warning("FE2E: this transformer is folded: core LoRA nodes cannot reach its %d modulation layers (%s, ...). Give such "
-                           "a LoRA to 'Load FE2E Model', or switch folding off there", len(constants), constants[0])
+                           "a LoRA to 'Load FE2E Model', or load the released parts there with folding switched off", len(constants), constants[0])
         return io.NodeOutput(model.patcher.clone(), model.vae)
 
 

@@ -213,11 +213,14 @@ def decode(model: FE2EModel, latent: Tensor) -> Tensor:
 
 
 def chunk_size(model: FE2EModel, height: int, width: int, frames: int) -> int:
-    """How many pictures of this size to take at once, by the memory that is free now; at least 1."""
+    """How many pictures of this size to take at once, by the memory that is free once the transformer is loaded, whether or
+    not it is now; at least 1."""
     if mm.is_device_cpu(model.patcher.load_device):
         # Nothing to gain there, and the result's last bits then do not depend on the memory that happens to be free.
         return 1
     shape = [1, 16, height // 8, 2 * width // 8]
     decode = model.vae.memory_used_decode([1, 16, height // 8, width // 8], torch.float32)
     need = max(model.patcher.memory_required(shape), decode)
-    return int(max(1, min(frames, 16, mm.get_free_memory(model.patcher.load_device) // max(1, 2 * need))))
+    pending = max(0, model.patcher.model_size() - model.patcher.loaded_size())
+    free = mm.get_free_memory(model.patcher.load_device) - pending
+    return int(max(1, min(frames, 16, free // max(1, 2 * need))))

@@ -40,7 +40,7 @@ class FE2EEstimate(Node):
             display_name="Estimate Depth+Normal",
             category="FE2E",
             description="Turns each picture into depth and surface normals in one pass. The results have exactly the picture's size. "
-                        "The same picture always gives the same result.",
+                        "The same picture with the same settings always gives the same result.",
             search_aliases=["depth", "depth map", "normal map", "controlnet depth", "zoe", "midas", "depth anything", "marigold",
                             "surface normals", "geometry estimation", "fe2e"],
             inputs=[
@@ -68,12 +68,14 @@ class FE2EEstimate(Node):
                              tooltip="Pictures worked on at once. 0: as many as memory allows, fewer when it runs out."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="Pixels that count (white). Left-out pixels are still predicted, but not used to scale pictures or to "
-                                      "measure anything."),
+                                      "measure anything. The mask of 'Load Image' is white where a picture is transparent: put "
+                                      "'InvertMask' between."),
             ],
             outputs=[
                 FE2EGeometryType.Output(display_name="geometry", tooltip="Raw log-depth and normals, for the other FE2E nodes."),
                 io.Image.Output(display_name="depth", tooltip="A ready depth picture (disparity), for ControlNet and for looking at."),
-                io.Image.Output(display_name="normal", tooltip="A ready normal map, OpenGL colours (green is up)."),
+                io.Image.Output(display_name="normal", tooltip="A ready normal map, OpenGL colours (green is up). For a normal ControlNet "
+                                                               "use 'Normal Colorize', DSINE / BAE."),
             ],
         )
 

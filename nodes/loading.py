@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import comfy.sd
 import folder_paths
@@ -31,13 +32,17 @@ CHECKPOINT, PARTS = "FE2E checkpoint", "released parts"
 NO_LORA, CONNECTED_VAE = "none", "connected VAE"
 
 
-def load_checkpoint(path: str, lora: str | None, strength: float, dtype: str) -> FE2EModel:
-    """A single-file FE2E checkpoint -> FE2E_MODEL. lora: a further LoRA's path; folded layers take it as well."""
+def load_checkpoint(path: str, lora: str | None, strength: float, dtype: str, fold: bool = True) -> FE2EModel:
+    """A single-file FE2E checkpoint -> FE2E_MODEL. lora: a further LoRA's path; folded layers take it as well. fold: a file
+    that is folded stays so."""
     with TensorFile(path, "checkpoint") as file:
         checkpoint = read_checkpoint(file)
         tensors, info = _with_lora(checkpoint.transformer, checkpoint.info, lora, strength, checkpoint.silu_vec)
-        patcher, silu_vec = build_transformer(tensors, checkpoint.conditioning, checkpoint.silu_vec, WEIGHT_DTYPES[dtype])
+        patcher, silu_vec = build_transformer(tensors, checkpoint.conditioning, checkpoint.silu_vec, WEIGHT_DTYPES[dtype], fold)
         vae = build_vae(checkpoint.vae)
+    if not fold and checkpoint.silu_vec is not None:
+        logger.warning("FE2E: fold: '%s' was folded when it was packed and stays so; load the released parts to have it unfolded",
+                       Path(path).name)
     if info.notice:
         logger.info("FE2E: %s", info.notice)
     return FE2EModel(patcher, vae, checkpoint.conditioning, silu_vec, info)
@@ -148,7 +153,7 @@ class FE2ELoadModel(Node):
         lora = None if source["lora"] == NO_LORA else folders.find("loras", source["lora"], "LoRA")
         if source["source"] == CHECKPOINT:
             path = folders.find(folders.FOLDER, source["checkpoint"], "checkpoint")
-            return io.NodeOutput(load_checkpoint(path, lora, source["lora_strength"], weight_dtype))
+            return io.NodeOutput(load_checkpoint(path, lora, source["lora_strength"], weight_dtype, fold))
         if source["vae_name"] == CONNECTED_VAE:
             if vae is None:
                 raise ValueError("vae: 'connected VAE' is chosen but no VAE is connected; connect one, or choose ae.safetensors")

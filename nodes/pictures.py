@@ -171,7 +171,12 @@ class FE2ECompare(Node):
         cls, image_a, image_b, layout, gap, position, angle, image_c=None, image_d=None
     ) -> io.NodeOutput:
         given = {"image_a": image_a, "image_b": image_b, "image_c": image_c, "image_d": image_d}
-        pictures = [check_image(picture, name) for name, picture in given.items() if picture is not None]
+        given = {name: picture for name, picture in given.items() if picture is not None}
+        pictures = [check_image(picture, name) for name, picture in given.items()]
+        count = max(map(len, pictures))
+        for name, picture in given.items():
+            if len(picture) not in (1, count):
+                raise ValueError(f"{name}: found a batch of {len(picture)}, expected 1 or {count} pictures like the others")
         if layout == _WIPE:
             return io.NodeOutput(
                 _image(wipe(pictures[0], pictures[1], position=position, angle=angle, line=gap))

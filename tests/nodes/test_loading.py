@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import folder_paths
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.harness import tiny
 from tests.harness.inprocess import pack_module, run_node
 
+NANO = Path(__file__).resolve().parents[2] / "models" / "fe2e-nano.safetensors"
 PARTS = {"source": "released parts", "transformer": tiny.TRANSFORMER, "lora": tiny.LORA, "lora_strength": 1.0,
          "vae_name": tiny.VAE, "prompt_cache": tiny.PROMPT_CACHE}
 
@@ -46,6 +49,14 @@ def test_released_parts_become_a_folded_model(models):
     assert model.folded and model.info.lora == f"{tiny.LORA} at 1"
     names = set(model.patcher.model.diffusion_model.state_dict())
     assert not any(n.startswith("connector.") or n.endswith("_mod.lin.weight") for n in names)
+
+
+def test_a_packed_file_stays_folded_and_says_so(caplog):
+    load = pack_module("nodes.loading").load_checkpoint
+    assert load(str(NANO), None, 1.0, "fp32").folded
+    assert "fold" not in caplog.text
+    assert load(str(NANO), None, 1.0, "fp32", fold=False).folded
+    assert "load the released parts" in caplog.text
 
 
 def test_the_lora_and_its_strength_matter(models):

@@ -46,3 +46,22 @@ def test_twenty_cycles_leave_nothing_behind(tmp_path):
     assert all(reference() is None for reference in dropped), "a transformer is still alive after it was dropped"
     # The first cycles may fill caches that are kept for good; after them nothing is added.
     assert max(sizes[3:]) - min(sizes[3:]) < 1024, sizes
+
+
+def test_the_chunk_does_not_depend_on_what_is_loaded_already(tmp_path, monkeypatch):
+    """On a GPU, of which only the free memory is asked: the first run of a batch and the second give the same bits."""
+    tiny.write_fe2e_parts(tmp_path)
+    backend = pack_module("nodes.backend")
+    model = pack_module("nodes.loading").load_parts(
+        str(tmp_path / "diffusion_models" / tiny.TRANSFORMER), None, 1.0, str(tmp_path / "vae" / tiny.VAE),
+        str(tmp_path / "fe2e" / tiny.PROMPT_CACHE), "fp32")  # fmt: skip
+    patcher = model.patcher
+    monkeypatch.setattr(mm, "is_device_cpu", lambda device: False)
+    need = max(patcher.memory_required([1, 16, 8, 16]), model.vae.memory_used_decode([1, 16, 8, 8], torch.float32))
+    card = patcher.model_size() + int(5.5 * 2 * need)
+    monkeypatch.setattr(mm, "get_free_memory", lambda device: card - patcher.loaded_size())
+    before = backend.chunk_size(model, 64, 64, 16)
+    assert patcher.loaded_size() == 0
+    mm.load_models_gpu([patcher])
+    assert patcher.loaded_size() > 0
+    assert backend.chunk_size(model, 64, 64, 16) == before == 5
