@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import comfy.ldm.flux.math
@@ -13,14 +14,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 #: Compute capabilities where it was measured (docs/benchmarks.md: a pass of the transformer takes 17 to 19 % less on
 #: an H100). By rule, not by timing: the same input must always give the same bits.
 QUICKER_ON = ((9, 0),)
-#: torch takes the first of them that can do it; the last one always can.
-ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+#: torch takes the first of them that can do it; the last one always can. Older versions of torch lack some.
+ORDER = [getattr(SDPBackend, f"{name}_ATTENTION") for name in ("CUDNN", "FLASH", "EFFICIENT") if hasattr(SDPBackend, f"{name}_ATTENTION")]
+ORDER.append(SDPBackend.MATH)
+_ORDERED = "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def is_quicker(device: torch.device) -> bool:
     """Whether `cudnn_first` is to be used: on a card of the list, where the user's ComfyUI has PyTorch's attention anyway (not
     sage, flash or xformers, which somebody asked for)."""
-    return (device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
+    return (_ORDERED and device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
             and comfy.ldm.flux.math.optimized_attention.__name__ == "attention_pytorch"
             and torch.cuda.get_device_capability(device) in QUICKER_ON)
 
