@@ -12,12 +12,13 @@ import torch
 from scipy import stats
 
 from fe2e_core.metrics import abs_rel
+from fe2e_core.quantization import SCHEMES
 from train.__main__ import main
 from train.backend import build_transformer, velocity_of
 from train.config import TransformerShape, load_config
 from train.flow import draw_start, run_halves
 from train.scenes import HELD_OUT
-from train.thesis.claims import CLAIMS, paired
+from train.thesis.claims import CLAIMS, decide, paired
 from train.thesis.command import only_run
 from train.thesis.document import document_text, unfinished
 from train.thesis.edits import EDITS, FEATURES, blank, draw_pair
@@ -25,7 +26,7 @@ from train.thesis.features import feature_map, probe, similarity, token_labels
 from train.thesis.loop import Schedule, train, weights_file
 from train.thesis.network import NOISE, Twin, answer, pretraining_loss
 from train.thesis.pictures import EXACT, LABELS, label_of
-from train.thesis.results import PARTS, Results, read_results
+from train.thesis.results import PARTS, Results, guess_key, read_results
 from train.thesis.rows import PHASES, rows
 from train.thesis.scoring import aligned_depth, depth_scores, ranged_depth
 from train.thesis.settings import Pictures, ThesisConfig
@@ -219,6 +220,37 @@ def test_verdicts_agree_with_the_paired_t_test():
     assert paired([1.0, 1.1, 1.0], [2.0, 2.0, 2.1]).agreeing == 3
 
 
+def scores_of_labels(log: tuple[float, float], uniform: tuple[float, float]) -> dict[str, dict[str, object]]:
+    """Results of the rows with logarithmic and uniform labels: AbsRel and delta1 as multiples of their own guesses'."""
+    guesses = {"log": (0.9, 0.48), "uniform": (2.0, 0.44)}
+    keys = ("abs_rel", "delta1", "range_abs_rel")
+    runs = {}
+    for row, scheme, (error, share) in (("id6", "log", log), ("id4", "uniform", uniform)):
+        for seed, sway in enumerate((0.999, 1.0, 1.001)):
+            numbers = (guesses[scheme][0] * error * sway, guesses[scheme][1] * share * sway, error * sway)
+            runs[f"{row}/{seed}"] = {"scores": {"all": dict(zip(keys, numbers, strict=True))}}
+    floor = {guess_key(scheme): {"all": dict(zip(keys, (*both, 1.0), strict=True))} for scheme, both in guesses.items()}
+    return {"floor": floor, "runs": runs}
+
+
+@pytest.mark.parametrize(
+    ("log", "uniform", "verdict"),
+    [
+        ((1.0, 1.0), (1.0, 1.0), "undecided"),  # rows that are their guesses: 0.9 against 2.0, and nothing learnt
+        ((0.97, 1.0), (1.0, 1.0), "undecided"),  # better by one score alone
+        ((0.9, 1.1), (1.0, 1.0), "reproduced"),
+        ((1.0, 1.0), (0.9, 1.1), "not reproduced"),  # although 0.9 is less than 1.8
+        ((1.1, 1.0), (0.95, 0.99), "undecided"),
+        ((0.9, 1.1), (0.9, 1.1), "undecided"),
+    ],
+)
+def test_labels_are_compared_by_what_a_row_sees_beyond_its_own_guess(log, uniform, verdict):
+    claim = next(claim for claim in CLAIMS if claim.names == ("log", "uniform"))
+    decision = decide(claim, scores_of_labels(log, uniform), ["0", "1", "2"])
+    assert decision.verdict == verdict
+    assert ("blind guess" in decision.why) == (verdict == "undecided" and decision.found.verdict != "undecided")
+
+
 def test_results_are_whole_and_of_one_configuration(tmp_path):
     config = ThesisConfig()
     file = tmp_path / "thesis" / "results.json"
@@ -318,8 +350,9 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
         assert ("abs_rel" in run["scores"]["all"]) != (name == "normals/0")
         assert ("angle" in run["scores"]["all"]) == (name in ("normals/0", "id8/0"))
     # what decodes true labels is better than a guess that never looks
-    assert data["floor"]["log"]["all"]["abs_rel"] < data["floor"]["guess"]["all"]["abs_rel"]
-    assert data["floor"]["normals"]["all"]["angle"] < data["floor"]["guess"]["all"]["angle"]
+    assert data["floor"]["log"]["all"]["abs_rel"] < data["floor"][guess_key("log")]["all"]["abs_rel"]
+    assert len({data["floor"][guess_key(scheme)]["all"]["abs_rel"] for scheme in SCHEMES}) == len(SCHEMES)
+    assert data["floor"]["normals"]["all"]["angle"] < data["floor"][guess_key("normals")]["all"]["angle"]
     # fair: the twins start with the same weights, pictures, noise and times, so that their first losses are one number
     first = [data["bases"][f"{kind}/0"]["loss"][0] for kind in ("editor", "generator")]
     assert first[0] == first[1] != data["bases"]["editor/100"]["loss"][0]

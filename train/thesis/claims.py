@@ -11,9 +11,12 @@ import numpy as np
 from scipy import stats
 
 from train.curves import smoothed
+from train.thesis.results import guess_key
+from train.thesis.rows import LABELS_OF
 
 CONFIDENCE = 0.95
-VERDICTS = ("reproduced", "not reproduced", "undecided", "not run yet")
+DECIDED = ("reproduced", "not reproduced")
+VERDICTS = (*DECIDED, "undecided", "not run yet")
 _FEWEST = 3
 _LEAST = 0.01
 """Smallest difference, as a share of the larger measure, that is called one: a thousandth may be certain and mean
@@ -39,13 +42,14 @@ class Reading:
 @dataclass(frozen=True)
 class Claim:
     """What the paper says, and where. names: of the two that are compared. reading: what decides; others: shown
-    beside."""
+    beside. blind: the two rows when their labels differ: the better one has to be better than its own blind guess."""
 
     text: str
     where: str
     names: tuple[str, str]
     reading: Reading
     others: tuple[Reading, ...] = ()
+    blind: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,16 @@ class Verdict:
     half: float
     agreeing: int
     verdict: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """verdict: one of `VERDICTS`. found: what the deciding quantity says. why: what keeps a difference on which the
+    seeds agree from being a verdict; empty otherwise."""
+
+    verdict: str
+    found: Verdict
+    why: str = ""
 
 
 def paired(better: list[float], worse: list[float], higher: bool = False) -> Verdict:
@@ -89,9 +103,36 @@ def judge(reading: Reading, data: Data, seeds: list[str]) -> Verdict:
     return paired([a for a, _ in pairs], [b for _, b in pairs], reading.higher)
 
 
+def decide(claim: Claim, data: Data, seeds: list[str]) -> Decision:
+    """What the results say of a claim."""
+    found = judge(claim.reading, data, seeds)
+    if claim.blind is None or found.verdict not in DECIDED:
+        return Decision(found.verdict, found)
+    side = DECIDED.index(found.verdict)
+    if sees(claim.blind[side], data, seeds):
+        return Decision(found.verdict, found)
+    return Decision("undecided", found, f"{claim.names[side]} is not better than its own blind guess by both AbsRel and \u03b41")
+
+
+def sees(row: str, data: Data, seeds: list[str]) -> bool:
+    """Whether a row's depth is better than a guess in the same labels that ignores the picture, by both scores."""
+    readings = (Reading(key, scored(row, key), guessed(row, key), higher) for key, higher in (("abs_rel", False), ("delta1", True)))
+    return all(judge(reading, data, seeds).verdict == "reproduced" for reading in readings)
+
+
 def scored(row: str, key: str) -> Measure:
     """A score of a row, the mean of both domains."""
     return lambda data, seed: data["runs"][f"{row}/{seed}"]["scores"]["all"][key]
+
+
+def guessed(row: str, key: str) -> Measure:
+    """The same score of the blind guess in the labels of a row."""
+    return lambda data, seed: data["floor"][guess_key(LABELS_OF[row])]["all"][key]
+
+
+def beyond_guess(row: str, key: str) -> Measure:
+    """A score of a row as a multiple of the blind guess's in the same labels: 1 is no better than not looking."""
+    return lambda data, seed: scored(row, key)(data, seed) / guessed(row, key)(data, seed)
 
 
 def latent(row: str, kind: str = "depth") -> Measure:
@@ -146,12 +187,14 @@ def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str]
 
 
 def _labels(text: str, better: str, worse: str, names: tuple[str, str], where: str = "3.4, Table 4") -> Claim:
-    """A claim on two kinds of labels: also told without the fit."""
-    others = (
-        _scores("delta1", better, worse, "\u03b41", higher=True),
-        _scores("range_abs_rel", better, worse, "AbsRel by the true percentiles"),
-    )
-    return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)
+    """A claim on two kinds of labels: each row against the blind guess in its own labels, since the guesses alone differ
+    by more than any training does. Also told without the fit."""
+
+    def reading(key: str, quantity: str, higher: bool = False) -> Reading:
+        return Reading(f"{quantity} over the guess's", beyond_guess(better, key), beyond_guess(worse, key), higher)
+
+    others = (reading("delta1", "\u03b41", higher=True), reading("range_abs_rel", "AbsRel by the true percentiles"))
+    return Claim(text, where, names, reading("abs_rel", "AbsRel"), others, (better, worse))
 
 
 _BASES = ("editor", "generator")

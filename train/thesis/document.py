@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from train.thesis import figures, tables
-from train.thesis.claims import CLAIMS, VERDICTS, judge
+from train.thesis.claims import CLAIMS, VERDICTS, decide
 from train.thesis.network import EDITOR, GENERATOR
-from train.thesis.pictures import held_out_scene, label_of
+from train.thesis.pictures import LABELS, held_out_scene, label_of
+from train.thesis.results import guess_key
 from train.thesis.rows import rows
 from train.thesis.settings import ThesisConfig
 from train.thesis.study import MAPS, SHOWN
@@ -72,15 +73,15 @@ def _figure(config: ThesisConfig, name: str, about: str) -> str:
 
 def _tally(config: ThesisConfig, data: dict[str, Any]) -> str:
     seeds = [str(seed) for seed in config.seeds]
-    found = [judge(claim.reading, data, seeds).verdict for claim in CLAIMS]
+    found = [decide(claim, data, seeds).verdict for claim in CLAIMS]
     counts = [f"{found.count(v)} {v}" for v in VERDICTS if v in found]
-    few = " What this few seeds cannot decide is called undecided." if "undecided" in found else ""
+    few = " What is not certain with so few seeds is called undecided." if "undecided" in found else ""
     return f"Of {len(found)} claims: " + ", ".join(counts) + f".{few}{_no_better_than_blind(data, seeds)}"
 
 
 def _no_better_than_blind(data: dict[str, Any], seeds: Sequence[str]) -> str:
     """A sentence where the improved editor has learned little from its pictures; nothing otherwise."""
-    guess = data["floor"].get("guess", {}).get("all")
+    guess = data["floor"].get(guess_key("log"), {}).get("all")
     scores = [data["runs"][f"id6/{seed}"]["scores"]["all"]["abs_rel"] for seed in seeds if f"id6/{seed}" in data["runs"]]
     if guess is None or not scores:
         return ""
@@ -91,6 +92,20 @@ def _no_better_than_blind(data: dict[str, Any], seeds: Sequence[str]) -> str:
         f" **With this little training the estimators see hardly more than a guess that does not look**: AbsRel {mean:.3f} of the "
         f"improved editor, {guess['abs_rel']:.3f} of the guess. Differences between bases are therefore small, and most stay undecided."
     )
+
+
+def _blind_by_labels(data: dict[str, Any]) -> str:
+    """What the guesses alone score, which is why labels are not compared by their rows alone; nothing without them."""
+    found = [(scheme, data["floor"][guess_key(scheme)]["all"]["abs_rel"]) for scheme in LABELS if guess_key(scheme) in data["floor"]]
+    if not found:
+        return ""
+    order = "; ".join(f"{scheme} {value:.3f}" for scheme, value in sorted(found, key=lambda pair: pair[1]))
+    return f"""
+A guess that does not look, the mean label of each place of the training scenes, has an AbsRel of its own in each kind of label:
+{order}.
+No network is in these numbers: they come from the quantity in which the two numbers of the fit are found. Rows with different
+labels stand in this order before they have learnt anything; what they say of labels is how much better each is than its guess.
+"""
 
 
 def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
@@ -127,7 +142,7 @@ floor under every row: at {size.width}x{size.height} a thing before the lens is 
 ## Labels
 
 {tables.label_table(data, all_rows)}
-
+{_blind_by_labels(data)}
 ## Normals
 
 {tables.normal_table(data)}
@@ -214,6 +229,11 @@ where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one c
 "Reproduced" and "not reproduced": the 95 % interval (Student's t) of the difference between runs paired by seed leaves out 0,
 with at least three seeds, and the difference is at least 1 % of the larger value. The first quantity decides, the others stand
 beside it. The intervals are not corrected for the number of claims.
+
+Claims about labels compare AbsRel divided by that of a blind guess in the same labels, because the fit alone puts the guesses in
+an order (see *Labels*). Such a claim is decided only where the better row is itself better than its own guess, by AbsRel and by
+\u03b41, in the sense above: AbsRel weighs too far an answer to a near pixel most, so that one that is nearer as a whole gains in it
+without having seen anything.
 
 {tables.claim_table(data, seeds)}
 

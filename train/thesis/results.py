@@ -13,6 +13,11 @@ PARTS = ("floor", "sweep", "bases", "runs", "features", "maps")
 _DIGITS = 5
 
 
+def guess_key(what: str) -> str:
+    """Where the scores of a guess that ignores the picture stand in "floor": of a kind of label, or "normals"."""
+    return f"guess, {what}"
+
+
 def _rounded(value: Any) -> Any:
     """Floats to five significant digits: what is beyond them is noise, and the file stays readable."""
     if isinstance(value, float):

@@ -24,7 +24,7 @@ from train.thesis.edits import EDITS, blank
 from train.thesis.loop import Schedule, finished, train, weights_file
 from train.thesis.network import EDITOR, GENERATOR, SCRATCH, Twin, answer, pretraining_loss
 from train.thesis.pictures import LABELS, Sets, label_of, open_autoencoder, open_sets
-from train.thesis.results import Results
+from train.thesis.results import Results, guess_key
 from train.thesis.rows import PHASES, Row, rows
 from train.thesis.scoring import (
     Predicted,
@@ -124,26 +124,31 @@ class Study:
         self._on_step(f"{part} {key}: done, {self.results.data['seconds'] / 60:.1f} processor minutes so far")
 
     def _floor(self) -> None:
-        """What the autoencoder loses of true labels, and what a guess that ignores the picture scores."""
-        if self.results.has("floor", "guess"):
-            return
-        data, fit = self.sets.held_out, self.sets.scenes
+        """What the autoencoder loses of true labels, and what a guess that ignores the picture scores, by each kind of
+        label: the mean over the training scenes, place by place."""
         for scheme in LABELS:
-            labels = read_labels(data[scheme], self.autoencoder)
-            self._add("floor", scheme, score((labels, None), data, scheme))
-        normals = read_normals(data["normal"], self.autoencoder)
-        self._add("floor", "normals", score((None, normals), data, "log"))
+            self._floor_of(scheme, lambda data, s=scheme: (read_labels(data[s], self.autoencoder), None), scheme)
+            self._floor_of(guess_key(scheme), lambda data, s=scheme: (self._mean_label(s, len(data["depth"])), None), scheme)
+        self._floor_of("normals", lambda data: (None, read_normals(data["normal"], self.autoencoder)), "log")
+        self._floor_of(guess_key("normals"), lambda data: (None, self._mean_normal(len(data["depth"]))), "log")
+
+    def _floor_of(self, key: str, predict: Callable[[dict[str, Tensor]], Predicted], scheme: str) -> None:
+        if not self.results.has("floor", key):
+            data = self.sets.held_out
+            self._add("floor", key, score(predict(data), data, scheme))
+
+    def _mean_label(self, scheme: str, count: int) -> Tensor:
+        """The mean label picture of the training scenes, `count` times."""
+        fit = self.sets.scenes
         valid = fit["valid"].float()
-        log_depth = torch.where(fit["valid"] > 0, fit["depth"].clamp_min(1e-3).log(), 0.0)
-        low, high = (torch.stack([torch.quantile(d[v > 0], q) for d, v in zip(log_depth, fit["valid"], strict=True)])
-                     for q in (0.02, 0.98))  # fmt: skip
-        label = (2 * (log_depth - low[:, None, None]) / (high - low)[:, None, None] - 1).clamp(-1, 1)
-        mean = (label * valid).sum(0) / valid.sum(0).clamp_min(1)
-        facing = (fit["facing"] * valid[..., None]).sum(0)
-        facing = facing / facing.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        count = len(data["depth"])
-        guess: Predicted = (mean.expand(count, -1, -1), facing.expand(count, -1, -1, -1))
-        self._add("floor", "guess", score(guess, data, "log"))
+        label = torch.stack([label_of(d, v > 0, scheme) for d, v in zip(fit["depth"], fit["valid"], strict=True)])
+        return ((label * valid).sum(0) / valid.sum(0).clamp_min(1)).expand(count, -1, -1)
+
+    def _mean_normal(self, count: int) -> Tensor:
+        """The mean direction of each place of the training scenes, `count` times."""
+        fit = self.sets.scenes
+        facing = (fit["facing"] * fit["valid"].float()[..., None]).sum(0)
+        return (facing / facing.norm(dim=-1, keepdim=True).clamp_min(1e-6)).expand(count, -1, -1, -1)
 
     def _base(self, kind: str, seed: int) -> Twin:
         """The pretrained editor or generator of a seed, or the fresh network that both began as."""

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from train.thesis.claims import CLAIMS, Verdict, judge
+from train.thesis.claims import CLAIMS, Verdict, decide, judge
 from train.thesis.edits import EDITS
 from train.thesis.features import BLOCKS
 from train.thesis.network import EDITOR, GENERATOR
 from train.thesis.pictures import LABELS
+from train.thesis.results import guess_key
 from train.thesis.rows import Row
 
 Data = dict[str, Any]
@@ -47,7 +48,7 @@ def _pick(domain: str, key: str) -> Callable[[dict[str, Any]], float]:
 
 
 def main_table(data: Data, rows: Sequence[Row]) -> str:
-    """Table 4 of the paper: depth by row and domain, with the autoencoder alone and the blind guess."""
+    """Table 4 of the paper: depth by row and domain, with the blind guesses and the autoencoder alone."""
     keys = [(d, k) for d in ("outdoor", "indoor") for k in ("abs_rel", "delta1")]
     lines = []
     for row in rows:
@@ -57,28 +58,29 @@ def main_table(data: Data, rows: Sequence[Row]) -> str:
         latent = _cells(data, row.name, [lambda run: run["latent"]["depth"]], (3,))
         paper = "-" if row.paper is None else f"{row.paper.kitti[0]:.1f} / {row.paper.eth3d[0]:.1f}"
         lines.append([row.title, row.base, row.labels, *cells, *latent, str(len(seeds_of(data, row.name))), paper])
-    for key in ("guess", *LABELS):
-        if key in data["floor"]:
-            scores = data["floor"][key]
-            title = "guess without looking" if key == "guess" else "autoencoder alone"
-            cells = [f"{scores[d][k]:.3f}" for d, k in keys]
-            lines.append([title, "-", "log" if key == "guess" else key, *cells, "-", "-", "-"])
+    for title, key_of in (("guess without looking", guess_key), ("autoencoder alone", str)):
+        for scheme in LABELS:
+            scores = data["floor"].get(key_of(scheme))
+            if scores:
+                lines.append([title, "-", scheme, *(f"{scores[d][k]:.3f}" for d, k in keys), "-", "-", "-"])
     header = ("row", "base", "labels", "outdoor AbsRel", "\u03b41", "indoor AbsRel", "\u03b41", "latent error", "seeds",
               "paper, KITTI / ETH3D AbsRel, %")  # fmt: skip
     return table(header, lines)
 
 
 def label_table(data: Data, rows: Sequence[Row]) -> str:
-    """The rows that differ in labels alone, read back through the true percentiles, near and far."""
+    """The rows that differ in labels alone, each with the blind guess in its labels: fitted, and read back through the
+    true percentiles, near and far."""
     lines = []
-    keys = [("all", "abs_rel"), ("all", "range_abs_rel"), ("all", "range_delta1"), ("outdoor", "near"), ("outdoor", "far")]
+    keys = [("all", "abs_rel"), ("all", "delta1"), ("all", "range_abs_rel"), ("all", "range_delta1"), ("outdoor", "near"),
+            ("outdoor", "far")]  # fmt: skip
     for name in ("id4", "exact", "sqrt", "id5", "id6"):
         row = next(row for row in rows if row.name == name)
-        lines.append([row.labels, *_cells(data, name, [_pick(d, k) for d, k in keys], (3,) * 5)])
-        floor = data["floor"].get(row.labels)
-        if floor:
-            lines.append([f"autoencoder alone, {row.labels}", *(f"{floor[d][k]:.3f}" for d, k in keys)])
-    header = ("labels", "AbsRel, fitted", "AbsRel, true percentiles", "\u03b41, true percentiles", "outdoor, nearer than 1 m",
+        lines.append([row.labels, *_cells(data, name, [_pick(d, k) for d, k in keys], (3,) * len(keys))])
+        for title, key in (("guess without looking", guess_key(row.labels)), ("autoencoder alone", row.labels)):
+            if key in data["floor"]:
+                lines.append([f"{title}, {row.labels}", *(f"{data['floor'][key][d][k]:.3f}" for d, k in keys)])
+    header = ("labels", "AbsRel, fitted", "\u03b41, fitted", "AbsRel, true percentiles", "\u03b41, true percentiles", "outdoor, nearer than 1 m",
               "outdoor, beyond 20 m")  # fmt: skip
     return table(header, lines)
 
@@ -88,7 +90,7 @@ def normal_table(data: Data) -> str:
     keys = [(d, k) for d in ("outdoor", "indoor") for k in ("angle", "within")]
     lines = [[title, *_cells(data, name, [_pick(d, k) for d, k in keys], (1, 3, 1, 3))]
              for name, title in (("id8", "8: joint"), ("normals", "6, normals alone"))]  # fmt: skip
-    for key, title in (("guess", "guess without looking"), ("normals", "autoencoder alone")):
+    for key, title in ((guess_key("normals"), "guess without looking"), ("normals", "autoencoder alone")):
         if key in data["floor"]:
             lines.append([title, *(f"{data['floor'][key][d][k]:.{1 if k == 'angle' else 3}f}" for d, k in keys)])
     return table(("row", "outdoor, degrees", "within 11.25", "indoor, degrees", "within 11.25"), lines)
@@ -149,10 +151,12 @@ def claim_table(data: Data, seeds: list[str]) -> str:
     """One line a claim: what the paper says, the verdict, and why."""
     lines = ["| claim of the paper | where | here | evidence |", "| --- | --- | --- | --- |"]
     for claim in CLAIMS:
-        verdict = judge(claim.reading, data, seeds)
-        evidence = [f"{claim.reading.quantity}: {_told(verdict, claim.names)}"]
-        for reading in claim.others if verdict.better else ():
+        decision = decide(claim, data, seeds)
+        evidence = [f"{claim.reading.quantity}: {_told(decision.found, claim.names)}"]
+        if decision.why:
+            evidence[0] += f", but {decision.why}"
+        for reading in claim.others if decision.found.better else ():
             other = judge(reading, data, seeds)
             evidence.append(f"{reading.quantity}: {_told(other, claim.names)} ({other.verdict})")
-        lines.append(f"| {claim.text} | {claim.where} | **{verdict.verdict}** | {'. '.join(evidence)} |")
+        lines.append(f"| {claim.text} | {claim.where} | **{decision.verdict}** | {'. '.join(evidence)} |")
     return "\n".join(lines)
