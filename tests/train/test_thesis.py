@@ -18,14 +18,15 @@ from train.backend import build_transformer, velocity_of
 from train.config import TransformerShape, load_config
 from train.flow import draw_start, run_halves
 from train.scenes import HELD_OUT
-from train.thesis.claims import CLAIMS, decide, paired
+from train.thesis.claims import CLAIMS, DECIDED, decide, paired
 from train.thesis.command import only_run
 from train.thesis.document import document_text, unfinished
 from train.thesis.edits import EDITS, FEATURES, blank, draw_pair
 from train.thesis.features import feature_map, probe, similarity, token_labels
 from train.thesis.loop import Schedule, train, weights_file
-from train.thesis.network import NOISE, Twin, answer, pretraining_loss
+from train.thesis.network import BASES, NOISE, Twin, answer, pretraining_loss
 from train.thesis.pictures import EXACT, LABELS, label_of
+from train.thesis.rates import all_at, at, at_the_other_rate, best_rate
 from train.thesis.results import PARTS, Results, guess_key, read_results
 from train.thesis.rows import PHASES, rows
 from train.thesis.scoring import aligned_depth, depth_scores, ranged_depth
@@ -248,7 +249,61 @@ def test_labels_are_compared_by_what_a_row_sees_beyond_its_own_guess(log, unifor
     claim = next(claim for claim in CLAIMS if claim.names == ("log", "uniform"))
     decision = decide(claim, scores_of_labels(log, uniform), ["0", "1", "2"])
     assert decision.verdict == verdict
-    assert ("blind guess" in decision.why) == (verdict == "undecided" and decision.found.verdict != "undecided")
+    assert ("blind guess" in decision.why) == (verdict == "undecided" and decision.found[""].verdict != "undecided")
+
+
+def results_at_rates(kept: dict[tuple[str, float], float]) -> dict[str, dict[str, object]]:
+    """Results of an editor that is best at 3e-4 and a generator that is best at 1e-3: how alike features stay, by rate."""
+    data: dict[str, dict[str, object]] = {part: {} for part in PARTS}
+    data["sweep"] = {"editor/0.0003": 1.0, "editor/0.001": 1.1, "generator/0.0003": 1.1, "generator/0.001": 1.0,
+                     "none/0.0003": 1.1, "none/0.001": 1.0}  # fmt: skip
+    for (base, rate), value in kept.items():
+        name = base if rate == best_rate(data, base) else at(base, rate)
+        data["features"] |= {f"{name}/{seed}": {"kept": [value + 0.001 * seed] * 3} for seed in range(3)}
+    return data
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        ((0.6, 0.6), (0.3, 0.3), "undecided"),  # the rate alone: 0.6 against 0.3, each base at its own
+        ((0.6, 0.5), (0.4, 0.3), "reproduced"),
+        ((0.5, 0.6), (0.2, 0.3), "not reproduced"),  # although each at its own, 0.5 is more than 0.3
+        ((0.6, 0.5), (0.3, 0.4), "undecided"),
+        ((0.6, 0.5), None, "undecided"),  # runs of one rate alone
+        (None, None, "not run yet"),
+    ],
+)
+def test_bases_are_compared_at_equal_rates_and_both_have_to_agree(low, high, verdict):
+    found = {(base, rate): values[i] for rate, values in ((3e-4, low), (1e-3, high)) if values
+             for i, base in enumerate(("editor", "generator"))}  # fmt: skip
+    claim = next(claim for claim in CLAIMS if "refines" in claim.text)
+    decision = decide(claim, results_at_rates(found), ["0", "1", "2"])
+    assert decision.verdict == verdict
+    assert list(decision.found) == ["0.0003", "0.001"]
+    assert all(found.better == () or found.agreeing in (0, 3) for found in decision.found.values())
+
+
+def test_runs_at_the_rate_of_the_other_base_are_planned_once_the_rates_are_known():
+    data = results_at_rates({})
+    wanted = [("id6", 1e-3), ("id7", 3e-4), ("scratch", 3e-4), ("id2", 1e-3), ("id1", 3e-4)]
+    assert at_the_other_rate(data, (3e-4, 1e-3)) == wanted
+    assert at_the_other_rate(data, (3e-4, 1e-3, 3e-3)) == [], "one rate has not been tried"
+    assert at_the_other_rate({"sweep": {f"{base}/0.001": 1.0 for base in ("editor", "generator", "none")}}, (1e-3,)) == []
+    for claim in CLAIMS:  # whatever compares two bases after fine-tuning is read at both rates
+        bases = {claim.names[0], claim.names[1].replace("no base", "none")}
+        assert (claim.bases is not None) == (bases <= set(BASES) and "before any" not in claim.text), claim.text
+        assert claim.bases is None or set(claim.bases) == bases
+
+
+def test_the_page_and_the_readme_say_what_the_results_say():
+    config = load_config(ROOT / "train" / "configs" / "thesis.toml", ThesisConfig)
+    data = read_results(ROOT / "docs" / "thesis" / "results.json")
+    verdicts = [decide(claim, data, [str(seed) for seed in config.seeds]).verdict for claim in CLAIMS]
+    page = (ROOT / "docs" / "thesis.md").read_text(encoding="utf-8")
+    assert re.findall(r"\| \*\*([a-z ]+)\*\* \|", page) == verdicts
+    none = not set(verdicts) & set(DECIDED)
+    assert ("None is decided so far." in (ROOT / "README.md").read_text(encoding="utf-8")) == none
 
 
 def test_results_are_whole_and_of_one_configuration(tmp_path):
@@ -318,7 +373,7 @@ batch = 2
 [finetuning]
 steps = 4
 batch = 2
-rates = [1e-3]
+rates = [1e-3, 1e-2]
 euler = 2
 """
 
@@ -342,9 +397,10 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
     assert main(command) == 0
     assert "everything is done" in capsys.readouterr().out
     data = read_results(results)
-    assert sorted(data["sweep"]) == ["editor/0.001", "generator/0.001", "none/0.001"]
+    assert sorted(data["sweep"]) == sorted(f"{base}/{rate}" for base in BASES for rate in (0.001, 0.01))
     assert sorted(data["bases"]) == ["editor/0", "editor/100", "generator/0", "generator/100"]
     assert all(data[part] for part in PARTS) and data["seconds"] > 0
+    assert len(data["runs"]) == 13 + len(at_the_other_rate(data, (1e-3, 1e-2)))
     for name, run in data["runs"].items():
         assert len(run["loss"]) == 4 and np.isfinite(run["loss"]).all()
         assert ("abs_rel" in run["scores"]["all"]) != (name == "normals/0")
@@ -375,6 +431,26 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
     results.write_text(json.dumps(data))
     assert main(command) == 0  # done again from its finished weights, to the same numbers
     assert read_results(results)["runs"]["sqrt/0"] == json.loads(before)["runs"]["sqrt/0"]
+
+    data = read_results(results)  # a sweep in which the bases part
+    own = best_rate(data, "editor")
+    rate = {0.001: 0.01, 0.01: 0.001}[own]
+    data["sweep"] = {f"{base}/{r}": float((r == own) != (base == "editor")) for base in BASES for r in (0.001, 0.01)}
+    for part in ("runs", "features"):
+        data[part] = {key: value for key, value in data[part].items() if "@" not in key}
+    results.write_text(json.dumps(data))
+    wanted = [f"id6@{rate:g}/0", f"id7@{own:g}/0", f"scratch@{own:g}/0", f"id2@{rate:g}/0", f"id1@{own:g}/0"]
+    assert unfinished(whole, data) == wanted
+    assert main(command) == 0
+    data = read_results(results)
+    assert unfinished(whole, data) == [] and list(data["runs"])[-5:] == wanted
+    assert {f"editor@{rate:g}/0", f"generator@{own:g}/0"} <= set(data["features"])
+    ours, at_other = data["runs"]["id6/0"], data["runs"][wanted[0]]
+    assert at_other["loss"][0] == ours["loss"][0], "the same weights, pictures and noise"
+    assert at_other["loss"][-1] != ours["loss"][-1], "and another rate"
+    assert all_at(data, rate)["runs"]["id6/0"] == at_other and all_at(data, own)["runs"]["id6/0"] == ours
+    page = (tmp_path / "docs" / "thesis.md").read_text()
+    assert "| both at 0.001 | both at 0.01 | each at its own |" in page
 
 
 def test_no_scene_of_the_tables_is_trained_on():

@@ -11,6 +11,8 @@ import numpy as np
 from scipy import stats
 
 from train.curves import smoothed
+from train.thesis.network import EDITOR, GENERATOR, SCRATCH
+from train.thesis.rates import all_at, best_rate
 from train.thesis.results import guess_key
 from train.thesis.rows import LABELS_OF
 
@@ -42,7 +44,8 @@ class Reading:
 @dataclass(frozen=True)
 class Claim:
     """What the paper says, and where. names: of the two that are compared. reading: what decides; others: shown
-    beside. blind: the two rows when their labels differ: the better one has to be better than its own blind guess."""
+    beside. blind: the two rows when their labels differ: the better one has to be better than its own blind guess. bases:
+    the two that were fine-tuned when these differ: what is said has to hold at the best rate of either."""
 
     text: str
     where: str
@@ -50,6 +53,7 @@ class Claim:
     reading: Reading
     others: tuple[Reading, ...] = ()
     blind: tuple[str, str] | None = None
+    bases: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Decision:
-    """verdict: one of `VERDICTS`. found: what the deciding quantity says. why: what keeps a difference on which the
-    seeds agree from being a verdict; empty otherwise."""
+    """verdict: one of `VERDICTS`. found: what the deciding quantity says, by rate where bases are compared ("" where not).
+    why: what keeps a difference on which the seeds agree from being a verdict; empty otherwise."""
 
     verdict: str
-    found: Verdict
+    found: dict[str, Verdict]
     why: str = ""
 
 
@@ -105,13 +109,27 @@ def judge(reading: Reading, data: Data, seeds: list[str]) -> Verdict:
 
 def decide(claim: Claim, data: Data, seeds: list[str]) -> Decision:
     """What the results say of a claim."""
-    found = judge(claim.reading, data, seeds)
-    if claim.blind is None or found.verdict not in DECIDED:
-        return Decision(found.verdict, found)
-    side = DECIDED.index(found.verdict)
+    found = {rate: judge(claim.reading, view, seeds) for rate, view in views(claim, data).items()}
+    said = {verdict.verdict for verdict in found.values()}
+    if len(said) > 1:
+        return Decision("undecided", found, "the rates do not agree" if said & set(DECIDED) else "")
+    verdict = said.pop()
+    if claim.blind is None or verdict not in DECIDED:
+        return Decision(verdict, found)
+    side = DECIDED.index(verdict)
     if sees(claim.blind[side], data, seeds):
-        return Decision(found.verdict, found)
+        return Decision(verdict, found)
     return Decision("undecided", found, f"{claim.names[side]} is not better than its own blind guess by both AbsRel and \u03b41")
+
+
+def views(claim: Claim, data: Data) -> dict[str, Data]:
+    """The results by which a claim is read: all of them (""), or of one learning rate after the other, where it compares
+    bases that have different best ones."""
+    try:
+        rates = sorted({best_rate(data, base) for base in claim.bases or ()})
+    except KeyError:  # before the sweep
+        rates = []
+    return {f"{rate:g}": all_at(data, rate) for rate in rates} if len(rates) > 1 else {"": data}
 
 
 def sees(row: str, data: Data, seeds: list[str]) -> bool:
@@ -177,13 +195,15 @@ def _scores(key: str, better: str, worse: str, name: str, higher: bool = False) 
     return Reading(name, scored(better, key), scored(worse, key), higher)
 
 
-def _rows(text: str, where: str, better: str, worse: str, names: tuple[str, str]) -> Claim:
+def _rows(
+    text: str, where: str, better: str, worse: str, names: tuple[str, str], bases: tuple[str, str] | None = None
+) -> Claim:
     """A claim on the depth of two rows with the same labels: also told in latents."""
     others = (
         _scores("delta1", better, worse, "\u03b41", higher=True),
         Reading("latent error", latent(better), latent(worse)),
     )
-    return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others)
+    return Claim(text, where, names, _scores("abs_rel", better, worse, "AbsRel"), others, bases=bases)
 
 
 def _labels(text: str, better: str, worse: str, names: tuple[str, str], where: str = "3.4, Table 4") -> Claim:
@@ -197,17 +217,20 @@ def _labels(text: str, better: str, worse: str, names: tuple[str, str], where: s
     return Claim(text, where, names, reading("abs_rel", "AbsRel"), others, (better, worse))
 
 
-_BASES = ("editor", "generator")
+_BASES = (EDITOR, GENERATOR)
 
 CLAIMS = (
-    _rows("An editor makes a better estimator than a generator, improved", "Table 4, 6 and 7", "id6", "id7", _BASES),
-    _rows("An editor makes a better estimator than a generator, adapted directly", "Table 4, 2 and 1", "id2", "id1", _BASES),
+    _rows("An editor makes a better estimator than a generator, improved", "Table 4, 6 and 7", "id6", "id7", _BASES, _BASES),
+    _rows("An editor makes a better estimator than a generator, adapted directly", "Table 4, 2 and 1", "id2", "id1", _BASES,
+          _BASES),
     Claim("Fine-tuning an editor starts from a lower loss", "3.1, Fig. 4", _BASES,
-          Reading("mean loss of the first tenth", loss_between("id6", 0, 0.1), loss_between("id7", 0, 0.1))),
+          Reading("mean loss of the first tenth", loss_between("id6", 0, 0.1), loss_between("id7", 0, 0.1)),
+          bases=_BASES),
     Claim("A generator's loss stays above an editor's to the end", "3.1, Fig. 4", _BASES,
-          Reading("mean loss of the last tenth", loss_between("id6", 0.9, 1), loss_between("id7", 0.9, 1))),
+          Reading("mean loss of the last tenth", loss_between("id6", 0.9, 1), loss_between("id7", 0.9, 1)),
+          bases=_BASES),
     Claim("An editor's loss swings less", "3.1, Fig. 4", _BASES,
-          Reading("swing about the moving average, second half", roughness("id6"), roughness("id7"))),
+          Reading("swing about the moving average, second half", roughness("id6"), roughness("id7")), bases=_BASES),
     Claim("An editor's features follow the scene's geometry before any fine-tuning, at the input end", "3.1, Fig. 3", _BASES,
           Reading("depth read linearly from the answer's half (R2)", known("editor", "probe_before", 0),
                   known("generator", "probe_before", 0), higher=True),
@@ -215,7 +238,7 @@ CLAIMS = (
                    higher=True),)),
     Claim("Fine-tuning refines an editor's features and reshapes a generator's", "3.1, Fig. 3", _BASES,
           Reading("similarity of features before and after (CKA), mean of three blocks", known("editor", "kept"),
-                  known("generator", "kept"), higher=True)),
+                  known("generator", "kept"), higher=True), bases=_BASES),
     _rows("Consistent velocity is better than the instantaneous one", "3.3, Table 4, 3 and 2", "id3", "id2",
           ("consistent", "instantaneous")),
     _rows("A fixed start is better than a random one", "3.3, Table 4, 4 and 3", "id4", "id3", ("zero", "noise")),
@@ -228,5 +251,6 @@ CLAIMS = (
           _scores("angle", "id8", "normals", "mean angle in degrees"),
           (Reading("latent error", latent("id8", "normal"), latent("normals", "normal")),)),
     _rows("The dispersive loss improves depth", "A.1, Table 5", "dispersive", "id4", ("with", "without")),
-    _rows("Assumed throughout: a pretrained base is better than none", "1", "id6", "scratch", ("editor", "no base")),
+    _rows("Assumed throughout: a pretrained base is better than none", "1", "id6", "scratch", ("editor", "no base"),
+          (EDITOR, SCRATCH)),
 )  # fmt: skip

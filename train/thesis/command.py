@@ -49,11 +49,13 @@ def run(options: argparse.Namespace) -> int:
     from train.thesis.document import unfinished
 
     if options.dry_run:
+        from train.thesis.rates import swept
         from train.thesis.results import PARTS, read_results
 
         data = read_results(config.results) if config.results.is_file() else {part: {} for part in PARTS}
         left = unfinished(config, data)
-        print(f"{len(left)} runs to do: {' '.join(left) or 'none'}")
+        more = "" if swept(data, config.finetuning.rates) else "\nand, when the rates are chosen, rows at the rate of another base"
+        print(f"{len(left)} runs to do: {' '.join(left) or 'none'}{more}")
         return 0
     import torch
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from train.thesis import figures, tables
 from train.thesis.claims import CLAIMS, VERDICTS, decide
-from train.thesis.network import EDITOR, GENERATOR
+from train.thesis.network import BASES, EDITOR, GENERATOR
 from train.thesis.pictures import LABELS, held_out_scene, label_of
+from train.thesis.rates import at, at_the_other_rate, best_rate, rates_of
 from train.thesis.results import guess_key
-from train.thesis.rows import rows
+from train.thesis.rows import BASE_OF, rows
 from train.thesis.settings import ThesisConfig
 from train.thesis.study import MAPS, SHOWN
 from train.thesis.worlds import DOMAINS
@@ -24,6 +25,7 @@ SHEET_ROWS = ("id6", "id7", "id2", "id8", "normals", "id4", "id5")
 def unfinished(config: ThesisConfig, data: dict[str, Any]) -> list[str]:
     """The runs that are still to be done, "row/seed"."""
     names = [row.name for row in rows(config.finetuning.euler)]
+    names += [at(*run) for run in at_the_other_rate(data, config.finetuning.rates)]
     return [f"{n}/{s}" for n in names for s in config.seeds if f"{n}/{s}" not in data["runs"]]
 
 
@@ -34,10 +36,8 @@ def write_document(config: ThesisConfig, data: dict[str, Any], shown: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     improved, direct = folder / "losses.png", folder / "losses_direct.png"
     done = {
-        improved: figures.draw_losses(data, (("id6", "editor"), ("id7", "generator")), improved,
-                                      "Training loss, improved (6, 7)"),
-        direct: figures.draw_losses(data, (("id2", "editor"), ("id1", "generator")), direct,
-                                    "Training loss, adapted directly (2, 1)"),
+        improved: figures.draw_losses(data, _curves(data, ("id6", "id7")), improved, "Training loss, improved (6, 7)"),
+        direct: figures.draw_losses(data, _curves(data, ("id2", "id1")), direct, "Training loss, adapted directly (2, 1)"),
     }  # fmt: skip
     if data["maps"] or shown.is_dir():
         truth = _truth(config)
@@ -54,6 +54,11 @@ def write_document(config: ThesisConfig, data: dict[str, Any], shown: Path) -> l
     temporary.write_text(document_text(config, data), encoding="utf-8")
     os.replace(temporary, document)
     return [str(path) for path, drawn in done.items() if drawn] + [str(document)]
+
+
+def _curves(data: dict[str, Any], names: Sequence[str]) -> list[tuple[str, str]]:
+    """(row, its name in the legend) of rows, at all rates of which they have runs."""
+    return [(run, f"{BASE_OF[name]}, rate {rate}") for name in names for run, rate in rates_of(data, "runs", name).items()]
 
 
 def _truth(config: ThesisConfig) -> list[tuple[Any, Any, Any, Any]]:
@@ -90,7 +95,7 @@ def _no_better_than_blind(data: dict[str, Any], seeds: Sequence[str]) -> str:
         return ""
     return (
         f" **With this little training the estimators see hardly more than a guess that does not look**: AbsRel {mean:.3f} of the "
-        f"improved editor, {guess['abs_rel']:.3f} of the guess. Differences between bases are therefore small, and most stay undecided."
+        f"improved editor, {guess['abs_rel']:.3f} of the guess. Differences between bases are therefore small, and little can be decided."
     )
 
 
@@ -108,9 +113,21 @@ labels stand in this order before they have learnt anything; what they say of la
 """
 
 
+def _about_rates(data: dict[str, Any], seeds: list[str]) -> str:
+    """How claims that compare bases are decided; nothing where all bases have one rate."""
+    if not tables.equal_rates_table(data, seeds):
+        return ""
+    own = ", ".join(f"{base} {best_rate(data, base):g}" for base in BASES)
+    return f"""
+Claims that compare fine-tuned bases are read at equal learning rates, as the paper keeps its hyperparameters equal. The best rates
+here are not equal ({own}), and a rate alone changes losses and how far features move. So
+both bases were also trained at the rate of the other, and such a claim is decided only where both rates say the same.
+"""
+
+
 def _state(config: ThesisConfig, data: dict[str, Any]) -> str:
     left = unfinished(config, data)
-    total = len(config.seeds) * len(rows(config.finetuning.euler))
+    total = len(config.seeds) * (len(rows(config.finetuning.euler)) + len(at_the_other_rate(data, config.finetuning.rates)))
     if not left:
         return f"All {total} runs are finished."
     names = sorted({key.split("/")[0] for key in left})
@@ -134,9 +151,9 @@ def _results(config: ThesisConfig, data: dict[str, Any]) -> str:
 
 {tables.main_table(data, all_rows)}
 
-CV: consistent velocity; FS: fixed start. The paper's numbers are for orientation: other data, other size. The autoencoder is
-small and was trained on logarithmic labels at a higher resolution; what it loses of *true* labels, in the last lines, is a
-floor under every row: at {size.width}x{size.height} a thing before the lens is a few latents wide.
+CV: consistent velocity; FS: fixed start. Each base at its own best rate. The paper's numbers are for orientation:
+other data, other size. The autoencoder is small and was trained on logarithmic labels at a higher resolution; what it loses of
+*true* labels, in the last lines, is a floor under every row: at {size.width}x{size.height} a thing before the lens is a few latents wide.
 
 {estimates}
 ## Labels
@@ -147,6 +164,15 @@ floor under every row: at {size.width}x{size.height} a thing before the lens is 
 
 {tables.normal_table(data)}
 """)
+    equal = tables.equal_rates_table(data, seeds)
+    if equal:
+        parts.append(f"""## Bases at equal rates
+
+{equal}
+
+Means, their difference and half its 95 % interval. The last column is what the other tables show, each base at its own best
+rate: it decides nothing.
+""")
     losses = _figure(config, "losses.png", "loss, improved") + "\n" + _figure(config, "losses_direct.png", "loss, direct")
     if losses.strip():
         parts.append(f"## Loss (Fig. 4)\n\n{losses}")
@@ -155,7 +181,7 @@ floor under every row: at {size.width}x{size.height} a thing before the lens is 
 
 {_figure(config, "features.png", "features")}
 Norm over channels of the answer's half (zeros at the start) behind three blocks, as in the paper, each map on its own scale, seed
-{seeds[0]}; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
+{seeds[0]}, each base at its own best rate; {size.height // 8}x{size.width // 8} values a map. Eyes are no measure, so:
 
 {tables.feature_table(data)}
 
@@ -218,7 +244,8 @@ where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one c
   first weights, for the same {first.steps} steps of {first.batch}, and a caption in numbers, but no source. {shape}
 - **Fine-tuning** is the same for all rows: {second.steps} steps of {second.batch}, the same scenes in the same order, the prompt left blank, every
   weight trained (the paper trains LoRAs, which at this size would be nearly all weights). Each base has the learning rate
-  that was best for it, of the same few tried for all on a seed of their own; rows of one base share it. DirectAdapt takes {second.euler} Euler steps.
+  that was best for it, of the same few tried for all on a seed of their own; rows of one base share it, and
+  rows that are compared for their bases are trained at the rate of either. DirectAdapt takes {second.euler} Euler steps.
 - **Scores** are means over pictures, then over seeds (± is the standard deviation between seeds; each seed has other first
   weights, other noise and another order). Depth is fitted to the truth by two numbers in each label's own quantity, as
   the paper's protocol does; "true percentiles" reads the label with the scene's own range instead, without any fit. The
@@ -234,7 +261,7 @@ Claims about labels compare AbsRel divided by that of a blind guess in the same 
 an order (see *Labels*). Such a claim is decided only where the better row is itself better than its own guess, by AbsRel and by
 \u03b41, in the sense above: AbsRel weighs too far an answer to a near pixel most, so that one that is nearer as a whole gains in it
 without having seen anything.
-
+{_about_rates(data, seeds)}
 {tables.claim_table(data, seeds)}
 
 {_results(config, data)}## What this cannot say

@@ -36,7 +36,7 @@ def mean_curve(name: str, losses: Sequence[Sequence[float]]) -> Curve:
 def draw_losses(data: dict[str, Any], pairs: Sequence[tuple[str, str]], path: Path, title: str) -> bool:
     """The training loss of rows, (row, name in the legend), over the seeds that all of them have. False without any."""
     found = [{key.split("/")[1] for key in data["runs"] if key.startswith(f"{row}/")} for row, _ in pairs]
-    seeds = sorted(set.intersection(*found), key=int)
+    seeds = sorted(set.intersection(*found), key=int) if found else []
     if not seeds:
         return False
     curves = [mean_curve(name, [data["runs"][f"{row}/{seed}"]["loss"] for seed in seeds]) for row, name in pairs]

@@ -17,7 +17,7 @@ from train.flow import draw_start
 from train.recipe import Objective
 from train.thesis.edits import FEATURES, blank
 
-EDITOR, GENERATOR, SCRATCH = "editor", "generator", "none"
+BASES = EDITOR, GENERATOR, SCRATCH = "editor", "generator", "none"
 
 NOISE = Objective(start="noise", time="random", joint=False)
 """Ordinary flow matching, which both are pretrained with (Eq. 2)."""

@@ -65,5 +65,8 @@ def rows(euler: int) -> tuple[Row, ...]:
 PHASES = (("id6", "id7"), ("scratch", "id2", "id1", "id4", "id3", "id8", "normals"), ("id5", "dispersive", "sqrt", "exact"))
 """Every seed of a phase before the next phase: an early end leaves whole comparisons."""
 
+TWINS = (("id6", "id7"), ("id6", "scratch"), ("id2", "id1"))
+"""Rows that are compared for their bases. A base has the rate that is best for it, so each also runs at the other's."""
+
 BASE_OF = {row.name: row.base for row in rows(1)}
 LABELS_OF = {row.name: row.labels for row in rows(1)}

@@ -22,8 +22,9 @@ from train.state import load_state
 from train.thesis import features as feature
 from train.thesis.edits import EDITS, blank
 from train.thesis.loop import Schedule, finished, train, weights_file
-from train.thesis.network import EDITOR, GENERATOR, SCRATCH, Twin, answer, pretraining_loss
+from train.thesis.network import BASES, EDITOR, GENERATOR, SCRATCH, Twin, answer, pretraining_loss
 from train.thesis.pictures import LABELS, Sets, label_of, open_autoencoder, open_sets
+from train.thesis.rates import at, at_the_other_rate, best_rate, sweep_key
 from train.thesis.results import Results, guess_key
 from train.thesis.rows import PHASES, Row, rows
 from train.thesis.scoring import (
@@ -89,29 +90,28 @@ class Study:
         """Everything that is not there yet. False when time ran out before the end."""
         try:
             self._floor()
-            for base in (EDITOR, GENERATOR, SCRATCH):
+            for base in BASES:
                 for rate in self.config.finetuning.rates:
                     self._sweep(base, rate)
-            for row, seed in self.schedule():
-                self._row(row, seed)
+            for row, seed, rate in self.schedule():
+                self._row(row, seed, rate)
                 if row.name in ("id6", "id7"):
-                    self._features(row, seed)
+                    self._features(row, seed, rate)
         except OutOfTime:
             return False
         finally:
             self._spend()
         return True
 
-    def schedule(self) -> Iterator[tuple[Row, int]]:
-        """(row, seed) in the order of the runs."""
+    def schedule(self) -> Iterator[tuple[Row, int, float | None]]:
+        """(row, seed, rate) in the order of the runs; a rate of None is the best of the row's base."""
         for phase in PHASES:
             for seed in self.config.seeds:
                 for name in phase:
-                    yield self.rows[name], seed
-
-    def rate(self, base: str) -> float:
-        """The learning rate that was best for a base on the validation scenes. KeyError before the sweep."""
-        return min(self.config.finetuning.rates, key=lambda r: self.results.get("sweep", _sweep_key(base, r)))
+                    yield self.rows[name], seed, None
+        for seed in self.config.seeds:
+            for name, rate in at_the_other_rate(self.results.data, self.config.finetuning.rates):
+                yield self.rows[name], seed, rate
 
     def _spend(self) -> None:
         now = time.process_time()
@@ -242,7 +242,7 @@ class Study:
 
     def _sweep(self, base: str, rate: float) -> None:
         """One rate for one base, the same row and seed for all: the latent error of the validation scenes."""
-        key = _sweep_key(base, rate)
+        key = sweep_key(base, rate)
         if self.results.has("sweep", key):
             return
         row = replace(self.rows["id6"], base=base)
@@ -252,15 +252,16 @@ class Study:
         latents, _ = predict_latents_of(twin, row, data)
         self._add("sweep", key, latent_error(latents, data[row.labels], data["depth_mask"]))
 
-    def _row(self, row: Row, seed: int) -> None:
-        key = f"{row.name}/{seed}"
+    def _row(self, row: Row, seed: int, rate: float | None) -> None:
+        name = row.name if rate is None else at(row.name, rate)
+        key = f"{name}/{seed}"
         if self.results.has("runs", key):
             return
-        twin, losses = self._finetuned(row, seed, self.rate(row.base), self._folder_of(row, seed))
+        twin, losses = self._trained(row, seed, rate)
         data = self.sets.held_out
         depth, normal = predict_latents_of(twin, row, data)
         predicted = read(depth, normal, self.autoencoder)
-        if seed == self.config.seeds[0]:
+        if seed == self.config.seeds[0] and rate is None:
             pictures = {name: part[[i for i in SHOWN if i < len(part)]]
                         for name, part in zip(("label", "normal"), predicted, strict=True) if part is not None}  # fmt: skip
             self._show(f"row-{row.name}", pictures)
@@ -271,22 +272,25 @@ class Study:
             latent["normal"] = latent_error(normal, data["normal"], data["normal_mask"])
         self._add("runs", key, {"scores": score(predicted, data, row.labels), "latent": latent, "loss": losses})
 
-    def _folder_of(self, row: Row, seed: int) -> Path:
-        return self.folder / "runs" / f"{row.name}-{seed}"
+    def _trained(self, row: Row, seed: int, rate: float | None) -> tuple[Twin, list[float]]:
+        """A row of the tables and its losses, from its folder when it is finished. Raises OutOfTime."""
+        name = row.name if rate is None else at(row.name, rate)
+        learned = best_rate(self.results.data, row.base) if rate is None else rate
+        return self._finetuned(row, seed, learned, self.folder / "runs" / f"{name}-{seed}")
 
-    def _features(self, row: Row, seed: int) -> None:
+    def _features(self, row: Row, seed: int, rate: float | None) -> None:
         """What the blocks of a base knew before and know after fine-tuning by this row."""
-        key = f"{row.base}/{seed}"
+        key = f"{row.base if rate is None else at(row.base, rate)}/{seed}"
         if self.results.has("features", key):
             return
         before = self._base(row.base, seed)
-        after, _ = self._finetuned(row, seed, self.rate(row.base), self._folder_of(row, seed))
+        after, _ = self._trained(row, seed, rate)
         fit, test = self.sets.scenes, self.sets.held_out
         ours = [[feature.block_features(twin.eval(), data["image"]) for data in (fit, test)] for twin in (before, after)]
         (fit_before, test_before), (fit_after, test_after) = ours
         labels = [feature.token_labels(self._true_labels(data), data["valid"]) for data in (fit, test)]
         found = feature.measure(test_before, test_after, fit_before, fit_after, labels[0], labels[1])
-        if seed == self.config.seeds[0]:
+        if seed == self.config.seeds[0] and rate is None:
             height, width = test["image"].shape[-2:]
             maps = {
                 name: [[feature.feature_map(f[scene, 0], height, width).tolist() for f in blocks] for scene in MAPS]
@@ -305,8 +309,4 @@ def _blank(count: int) -> Tensor:
 
 def _short(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _sweep_key(base: str, rate: float) -> str:
-    return f"{base}/{rate:g}"
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from train.thesis.claims import CLAIMS, Verdict, decide, judge
+from train.thesis.claims import CLAIMS, Verdict, decide, judge, views
 from train.thesis.edits import EDITS
 from train.thesis.features import BLOCKS
 from train.thesis.network import EDITOR, GENERATOR
 from train.thesis.pictures import LABELS
+from train.thesis.rates import rates_of
 from train.thesis.results import guess_key
 from train.thesis.rows import Row
 
@@ -106,8 +107,11 @@ def feature_table(data: Data) -> str:
     }  # fmt: skip
     for what, title in titles.items():
         for base in (EDITOR, GENERATOR):
-            found = [value[what] for key, value in data["features"].items() if key.split("/")[0] == base]
-            lines.append([f"{title}: {base}", *(spread([f[b] for f in found]) for b in range(len(BLOCKS)))])
+            rates = rates_of(data, "features", base) if "after" in title else {base: ""}
+            for name, rate in rates.items():
+                found = [value[what] for key, value in data["features"].items() if key.split("/")[0] == name]
+                whose = f"{base}, at {rate}" if rate else base
+                lines.append([f"{title}: {whose}", *(spread([f[b] for f in found]) for b in range(len(BLOCKS)))])
     return table(("", *(f"{name} block" for name in BLOCKS)), lines)
 
 
@@ -152,11 +156,42 @@ def claim_table(data: Data, seeds: list[str]) -> str:
     lines = ["| claim of the paper | where | here | evidence |", "| --- | --- | --- | --- |"]
     for claim in CLAIMS:
         decision = decide(claim, data, seeds)
-        evidence = [f"{claim.reading.quantity}: {_told(decision.found, claim.names)}"]
+        evidence = []
+        for rate, verdict in decision.found.items():
+            if rate:
+                at_rate = f", both at {rate}: {_told(verdict, claim.names)} ({verdict.verdict})"
+                evidence.append((claim.reading.quantity if not evidence else "the same") + at_rate)
+            else:
+                evidence.append(f"{claim.reading.quantity}: {_told(verdict, claim.names)}")
         if decision.why:
-            evidence[0] += f", but {decision.why}"
-        for reading in claim.others if decision.found.better else ():
+            evidence[-1] += f", but {decision.why}"
+        for reading in claim.others if "" in decision.found and decision.found[""].better else ():
             other = judge(reading, data, seeds)
             evidence.append(f"{reading.quantity}: {_told(other, claim.names)} ({other.verdict})")
         lines.append(f"| {claim.text} | {claim.where} | **{decision.verdict}** | {'. '.join(evidence)} |")
     return "\n".join(lines)
+
+
+def _compared(verdict: Verdict, judged: bool) -> str:
+    """Both means, their difference with half its interval, and the verdict where it counts."""
+    if not verdict.better:
+        return "-"
+    text = " / ".join(_number(float(np.mean(values))) for values in (verdict.better, verdict.worse))
+    if not math.isnan(verdict.half):
+        text += f": {_number(verdict.difference)} ± {_number(verdict.half)}"
+    return f"{text}, {verdict.verdict}" if judged else text
+
+
+def equal_rates_table(data: Data, seeds: list[str]) -> str:
+    """Every quantity of the claims that compare bases: both at one rate, at another, and each at its own best; empty when
+    all have the same."""
+    found = [(claim, views(claim, data)) for claim in CLAIMS if claim.bases]
+    rates = sorted({rate for _, by_rate in found for rate in by_rate if rate}, key=float)
+    lines = []
+    for claim, by_rate in found if rates else ():
+        for reading in (claim.reading, *claim.others):
+            cells = [_compared(judge(reading, by_rate[rate], seeds), True) if rate in by_rate else "-" for rate in rates]
+            cells.append(_compared(judge(reading, data, seeds), False))
+            lines.append([claim.text, reading.quantity, " / ".join(claim.names), *cells])
+    header = ("claim", "quantity", "of", *(f"both at {rate}" for rate in rates), "each at its own")
+    return table(header, lines) if lines else ""
