@@ -96,10 +96,7 @@ class Finetuning:
         transformer = self.base.transformer
         self.trained = attach(self.base, config.lora, training.seed)
         self.optimizer = make_optimizer(
-            training.optimizer,
-            [parameter for _, parameter in self.trained],
-            training.learning_rate,
-            training.weight_decay,
+            training.optimizer, self.trained, training.learning_rate, training.weight_decay
         )
         self.dispersion = Dispersion(config.dispersive) if config.dispersive.weight else None
         self.tap = tap_single_block(transformer, config.dispersive) if self.dispersion else None

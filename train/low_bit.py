@@ -8,6 +8,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
+from fe2e_core.folding import CONSTANT
+
 _HOW = "pip install bitsandbytes"
 _OPTIMIZER = ("[training] optimizer = 'adamw8bit'", "'adamw'")
 _BASE = ("[base] dtype = 'nf4'", "'fp8'")
@@ -33,13 +35,20 @@ def check_available(optimizer: str, dtype: str) -> None:
 
 
 def make_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], learning_rate: float, weight_decay: float
+    name: str, trained: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """"adamw", or "adamw8bit": its moments take a quarter of the memory. ValueError where that cannot be had."""
+    """"adamw", or "adamw8bit": its moments take a quarter of the memory. ValueError where that cannot be had.
+
+    trained: by name. Folded constants are never decayed: they are the base's own numbers, not changes of them, and
+    nothing says that they should be zero."""
     kind = torch.optim.AdamW
     if name == "adamw8bit":
         kind = bitsandbytes(*_OPTIMIZER).optim.AdamW8bit
-    return kind(list(parameters), lr=learning_rate, weight_decay=weight_decay)
+    of_base: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for key, parameter in trained:
+        of_base[key.endswith("." + CONSTANT)].append(parameter)
+    groups = [{"params": found, "weight_decay": 0.0 if base else weight_decay} for base, found in of_base.items() if found]
+    return kind(groups, lr=learning_rate)
 
 
 def store_in_nf4(model: nn.Module, names: Sequence[str]) -> None:
