@@ -113,6 +113,8 @@ class Finetuning:
         )
         torch.manual_seed(training.seed)  # nothing below draws from it; if something ever does, it resumes
         position = self.state.restore()
+        restored = "" if position is None else tensors_digest(dict(self.trained))
+        self.processes.check_together(0 if position is None else position.step, restored)
         self.step = 0
         if position is not None:
             self.step = position.step

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 
 from fe2e_core.folding import CONSTANT
@@ -32,6 +32,7 @@ class Processes:
         self, accelerator: Accelerator, transformer: nn.Module, trained: Sequence[nn.Parameter], shard: bool
     ):
         kind, several = accelerator.distributed_type, accelerator.num_processes > 1
+        self._several = several
         self.divided = several and (shard or kind == DistributedType.FSDP or _zero_stage(accelerator) == 3)
         self._trained = trained
         self._exchanges = self.divided or (several and kind == DistributedType.DEEPSPEED)
@@ -51,6 +52,21 @@ class Processes:
         """After the last backward pass of a step: every process has the same gradients then."""
         if self._exchanges:
             average_gradients(self._trained)
+
+    def check_together(self, step: int, digest: str) -> None:
+        """Raises ValueError, in all processes alike, unless each of them goes on from the same state of the same step.
+
+        digest: of what was restored, "" where the run begins. DistributedDataParallel makes the weights equal when it
+        wraps the model, before they are restored, and never looks at them again."""
+        if not self._several:
+            return
+        found = gather_object([(step, digest)])
+        if len(set(found)) > 1:
+            stands = "; ".join(
+                f"process {rank} " + (f"goes on after step {step} (weights {digest[:8]})" if digest else "begins anew")
+                for rank, (step, digest) in enumerate(found)
+            )
+            raise ValueError(f"[out] must be one folder that all machines see, with the same checkpoint for each process: {stands}")
 
 
 def _zero_stage(accelerator: Accelerator) -> int:
