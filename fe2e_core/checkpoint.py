@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from .conditioning import Conditioning
 from .folding import has_guidance, is_folded
+from .quantization import SCHEMES
 from .quantized import Dequantized
 from .recognition import check_transformer, check_vae, describe
 from .tensorfile import Joined, Prefixed, TensorFile, meta, write_tensors
@@ -30,6 +31,18 @@ FORMAT_VERSION = 1
 #: The release was trained at this size (paper 4.1); it is the default pixel budget.
 RELEASED_SIZE = (768, 1024)
 
+#: Sentences of a notice. Where the labels are not logarithms, no node knows the two numbers that would make them so.
+NO_NORMALS = "this LoRA was trained on depth alone: the normals it gives mean nothing"
+OTHER_LABELS = {
+    "inverse": "its depth labels are inverse depth, which is decoded as log-depth: near and far are swapped, and depth, points and "
+               "meshes are wrong",
+    "uniform": "its depth labels are depth itself, which is decoded as log-depth: what lies between near and far comes out too "
+               "near, and depth, points and meshes are wrong",
+    "sqrt": "its depth labels are the square root of depth, which is decoded as log-depth: what lies between near and far comes "
+            "out too near, and depth, points and meshes are wrong",
+}
+_BETWEEN = "; "
+
 
 @dataclass(frozen=True)
 class CheckpointInfo:
@@ -37,7 +50,7 @@ class CheckpointInfo:
 
     height, width: the picture size it was trained at, pixels. quantization: how depth labels were made ("log",
     "inverse", "uniform", "sqrt"). base, lora, vae: file names. base_sha256, lora_sha256, vae_sha256: SHA-256 of those
-    files where they were at hand. license: of each part. notice: shown once on loading.
+    files where they were at hand. license: of each part. notice: shown once on loading, sentences with "; " between.
     """
 
     name: str
@@ -52,6 +65,19 @@ class CheckpointInfo:
     vae_sha256: str = ""
     license: str = ""
     notice: str = ""
+
+    @property
+    def joint(self) -> bool:
+        """Whether normals were trained. It stands in the notice, where files have it that were packed before one asked."""
+        return NO_NORMALS not in self.notice
+
+    def noted(self, joint: bool) -> CheckpointInfo:
+        """The same with a notice of what the labels, and normals that were not trained, mean for what it gives."""
+        ours = (NO_NORMALS, *OTHER_LABELS.values())
+        said = [part for part in self.notice.split(_BETWEEN) if part and part not in ours]
+        said += [] if joint else [NO_NORMALS]
+        said += [OTHER_LABELS[self.quantization]] if self.quantization in OTHER_LABELS else []
+        return replace(self, notice=_BETWEEN.join(said))
 
 
 @dataclass(frozen=True)
@@ -123,7 +149,10 @@ def _info(metadata: Mapping[str, str], what: str) -> CheckpointInfo:
             values[field.name] = int(text)
         else:
             values[field.name] = text
-    return CheckpointInfo(**{"name": "unnamed", **values})
+    info = CheckpointInfo(**{"name": "unnamed", **values})
+    if info.quantization not in SCHEMES:
+        raise ValueError(f"{what}: metadata 'quantization' is {info.quantization!r}; expected one of {', '.join(SCHEMES)}")
+    return info.noted(info.joint)
 
 
 def write_checkpoint(path: str | os.PathLike, info: CheckpointInfo, transformer: Mapping[str, Tensor],

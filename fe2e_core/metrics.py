@@ -183,6 +183,22 @@ def align_disparity(
     return Alignment(_clip(depth, near, far), scale, shift)
 
 
+def align_sqrt(
+    root: Tensor,
+    target: Tensor,
+    mask: Tensor | None = None,
+    near: float | None = None,
+    far: float | None = None,
+) -> Alignment:
+    """For labels of the square root: sqrt(target) ~ scale * root + shift, least squares over the counted pixels; clipped
+    at 0, squared, clipped to [near, far].
+    """
+    x, y = _pair(root, target, mask)
+    scale, shift = _line(x, y.sqrt())
+    depth = (scale * root.double() + shift).clamp_min(0).square()
+    return Alignment(_clip(depth, near, far), scale, shift)
+
+
 def _clip(depth: Tensor, near: float | None, far: float | None) -> Tensor:
     return depth if near is None and far is None else depth.clamp(min=near, max=far)
 

@@ -14,7 +14,6 @@ from .checkpoint import CheckpointInfo
 from .quantization import SCHEMES
 
 _CONFIG = "fe2e.config"
-_NO_NORMALS = "this LoRA was trained on depth alone: the normals it gives mean nothing"
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,8 @@ class Provenance:
 
     def of_checkpoint(self, info: CheckpointInfo) -> CheckpointInfo:
         """What a checkpoint with this LoRA says of itself."""
-        return replace(info, quantization=self.quantization, height=self.height or info.height,
-                       width=self.width or info.width, notice=info.notice if self.joint else _NO_NORMALS)
+        made = replace(info, quantization=self.quantization, height=self.height or info.height, width=self.width or info.width)
+        return made.noted(self.joint)
 
 
 def provenance(metadata: Mapping[str, str], what: str) -> Provenance | None:

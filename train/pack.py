@@ -179,6 +179,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"pack: {error}")
         return 1
     print(f"{args.out}: {args.out.stat().st_size / 2**30:.2f} GiB, {args.dtype}; base {info.base or 'unknown'}, LoRA {info.lora or 'none'}")
+    if info.notice:
+        print(f"{info.name}: {info.notice}")
     return 0
 
 

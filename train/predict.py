@@ -94,6 +94,8 @@ def _announce(options: argparse.Namespace, outputs: OutputOptions, work: list[Wo
     counts = Counter(item.kind for item in work)
     kinds = ", ".join(f"{counts[kind]} {kind}(s)" for kind in (PICTURE, VIDEO, SHARD) if counts[kind])
     print(f"{info.name}: {kinds} into '{options.output}' as {', '.join(outputs.formats)}; nothing was written")
+    if info.notice:
+        print(f"{info.name}: {info.notice}")
     missing = [str(item.path) for item in work if not item.path.is_file()]
     if missing:
         print(f"not there: {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}")

@@ -175,11 +175,12 @@ def test_bf16_keeps_the_guidance_exact(folder):
         assert float((vec - expected).norm() / expected.norm()) < tolerance
 
 
-def test_how_it_was_trained_comes_with_the_lora(folder, tmp_path):
+def test_how_it_was_trained_comes_with_the_lora(folder, tmp_path, caplog):
     _, lora = trained(folder, tmp_path, "schnell", False, objective=Objective(quantization="inverse", joint=False))
-    model = load(folder, "schnell", lora)
+    with caplog.at_level(logging.INFO):
+        model = load(folder, "schnell", lora)
     assert model.info.quantization == "inverse"
-    assert "normals" in model.info.notice
+    assert "the normals it gives mean nothing; its depth labels are inverse depth" in caplog.text
 
 
 def test_a_lora_that_predicts_from_noise_is_refused(folder, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fe2e_core.checkpoint import read_checkpoint
+from fe2e_core.checkpoint import CheckpointInfo, read_checkpoint
 from fe2e_core.estimation import MODES
 from fe2e_core.geometry import NORMAL_CONVENTIONS
 from fe2e_core.tensorfile import TensorFile
@@ -22,7 +22,7 @@ from train.bench.estimate import Predictor
 from train.bench.protocol import Benchmark
 from train.bench.registry import BENCHMARKS, select
 from train.bench.run import Evaluation, Job, Plan
-from train.bench.score import ALIGNMENTS
+from train.bench.score import ALIGNMENTS, SCHEME_ALIGNMENTS
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--checkpoint", type=Path, help="an FE2E checkpoint, run through diffusers")
     what.add_argument("--predictions", type=Path, help="folder of another program's predictions, see docs/evaluation.md")
     parser.add_argument("--out", type=Path, required=True, help="folder for CSV files, tables and what is finished")
-    parser.add_argument("--alignments", nargs="+", choices=list(ALIGNMENTS), default=["log", "linear"],
-                        help="depth alignments, side by side (default: log linear)")  # fmt: skip
+    parser.add_argument("--alignments", nargs="+", choices=list(ALIGNMENTS),
+                        help="depth alignments, side by side (default: by the checkpoint's labels, log linear for the paper's)")  # fmt: skip
     parser.add_argument("--name", help="the method's name in the tables (default: the file's or folder's)")
     parser.add_argument("--training-data", default="-", help="for the tables' column of that name")
     parser.add_argument("--size", choices=MODES, default="reference",
@@ -74,9 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
     # the fastest process waits at the end for the slowest, longer than the default patience
     state = PartialState(cpu=arguments.cpu, **({"timeout": _PATIENCE} if started_together else {}))
     device = state.device
+    info = checkpoint_info(arguments)
+    if info is not None and info.notice and state.is_main_process:
+        log.info("%s: %s", info.name, info.notice)
     plan = Plan(
         jobs=find_jobs(arguments),
-        alignments=tuple(dict.fromkeys(arguments.alignments)),
+        alignments=chosen_alignments(arguments.alignments, info, log if state.is_main_process else None),
         error_maps=arguments.error_maps,
         rank_means=arguments.rank_means,
         data=arguments.training_data,
@@ -102,13 +105,14 @@ def announce(arguments: argparse.Namespace) -> int:
     jobs = find_jobs(arguments)
     if arguments.predictions is not None:
         open_predictor(arguments, torch.device("cpu"))
-    else:
-        with TensorFile(arguments.checkpoint, "checkpoint") as file:
-            read_checkpoint(file)
+    info = checkpoint_info(arguments)
+    if info is not None and info.notice:
+        print(f"{info.name}: {info.notice}")
     for job in jobs:
         print(f"{job.benchmark.key}: {job.archive}{f', the first {job.limit} images' if job.limit else ''}")
     what = arguments.checkpoint or arguments.predictions
-    print(f"'{what}' on {len(jobs)} benchmark(s), into '{arguments.out}'; nothing was written")
+    alignments = ", ".join(chosen_alignments(arguments.alignments, info))
+    print(f"'{what}' on {len(jobs)} benchmark(s), depth aligned by {alignments}, into '{arguments.out}'; nothing was written")
     return 0
 
 
@@ -126,6 +130,28 @@ def open_predictor(arguments: argparse.Namespace, device: torch.device) -> Predi
     if dtype == "auto":
         dtype = "bf16" if device.type == "cuda" else "fp32"
     return CheckpointPredictor(arguments.checkpoint, name, arguments.size, dtype, device)
+
+
+def checkpoint_info(arguments: argparse.Namespace) -> CheckpointInfo | None:
+    """What --checkpoint says of itself, None for --predictions. Raises ValueError or OSError."""
+    if arguments.checkpoint is None:
+        return None
+    with TensorFile(arguments.checkpoint, "checkpoint") as file:
+        return read_checkpoint(file).info
+
+
+def chosen_alignments(
+    wanted: list[str] | None, info: CheckpointInfo | None, log: logging.Logger | None = None
+) -> tuple[str, ...]:
+    """--alignments, or what the labels of the checkpoint ask for; `log` is told which."""
+    scheme = "log" if info is None else info.quantization
+    found = tuple(dict.fromkeys(wanted or SCHEME_ALIGNMENTS[scheme]))
+    own = SCHEME_ALIGNMENTS[scheme][0]
+    if info is not None and log is not None:
+        log.info("%s: labels of the scheme '%s', aligned by %s", info.name, scheme, ", ".join(found))
+        if own not in found:
+            log.warning("%s: its labels ask for --alignments %s; aligned otherwise it looks worse than it is", info.name, own)
+    return found
 
 
 def find_jobs(arguments: argparse.Namespace) -> tuple[Job, ...]:

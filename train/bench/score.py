@@ -13,6 +13,7 @@ from fe2e_core.metrics import (
     align_disparity,
     align_linear,
     align_log,
+    align_sqrt,
     angular_error_deg,
     depth_summary,
 )
@@ -24,7 +25,10 @@ ALIGNMENTS = {
     "log": "log alignment (FE2E)",
     "linear": "linear alignment (Marigold)",
     "disparity": "disparity alignment (Marigold, for methods that predict disparity)",
+    "sqrt": "square-root alignment (for labels of that scheme)",
 }
+SCHEME_ALIGNMENTS = {"log": ("log", "linear"), "uniform": ("linear",), "inverse": ("disparity",), "sqrt": ("sqrt",)}
+"""Alignments for each scheme of labels, its own first. Both usual ones stand side by side for the paper's scheme."""
 DEPTH_ERRORS = ("abs_rel", "sq_rel", "rmse", "log_rmse", "delta1", "delta2", "delta3")
 
 
@@ -48,13 +52,15 @@ def aligned(benchmark: Benchmark, alignment: str, estimate: Estimate, depth: Ten
     the benchmark's range.
 
     "log": ln truth ~ s p + t over pixels with p > 0, clipped at 5 before the exponential. "linear": truth ~ s p + t.
-    "disparity": 1 / truth ~ s p + t over pixels with p > 0. p is `positive`. Raises ValueError for an unknown
+    "disparity": 1 / truth ~ s p + t over pixels with p > 0. "sqrt": sqrt(truth) ~ s p + t. p is `positive`. Raises ValueError for an unknown
     alignment, or when no pixel can be used.
     """
     near, far = benchmark.near, benchmark.far
     values = positive(estimate, depth)
     if alignment == "log":
         return align_log(values * 2 - 1, sample.truth, sample.mask, near, far)
+    if alignment == "sqrt":
+        return align_sqrt(values, sample.truth, sample.mask, near, far)
     fit = fitted_columns(depth.shape[1], depth.shape[0], benchmark.fit_side).to(sample.mask.device) & sample.mask
     if alignment == "linear":
         return align_linear(values, sample.truth, fit, near, far)
