@@ -211,9 +211,13 @@ class FinetuneConfig:
         about = asdict(self)
         for key in ("out", "name", "cache", "watch", "validation"):
             del about[key]
-        for key in ("steps", "epochs", "save_every", "keep", "gradient_checkpointing"):
-            if key != "steps" or self.training.schedule == "constant":
-                del about["training"][key]
+        for key in ("save_every", "keep", "gradient_checkpointing"):
+            del about["training"][key]
+        # a cosine's rate depends on the last step: on `steps` where they are given, else on `epochs`
+        if self.training.schedule == "constant":
+            del about["training"]["steps"]
+        if self.training.schedule == "constant" or self.training.steps:
+            del about["training"]["epochs"]
         for key in ("workers", "sources"):
             del about["data"][key]  # the sampler checks the datasets itself
         del about["base"]["shard"]

@@ -70,7 +70,7 @@ class RunState:
             return None
         try:
             with TensorFile(path, "best checkpoint") as file:
-                if file.metadata.get("identity") == self.identity and "best" in file.metadata:
+                if _same_run(file.metadata.get("identity"), self.identity) and "best" in file.metadata:
                     return json.loads(file.metadata["best"])
         except ValueError as error:
             log.warning("%s; it will be written again", error)
@@ -142,7 +142,7 @@ class RunState:
             return Position(int(file.metadata["step"]), json.loads(file.metadata["sampler"]), queue)
 
     def _check(self, file: TensorFile) -> None:
-        if file.metadata.get("identity") != self.identity:
+        if not _same_run(file.metadata.get("identity"), self.identity):
             raise ValueError(
                 f"'{file.path}' belongs to a run with other settings "
                 f"({_difference(file.metadata.get('identity', '{}'), self.identity)}); "
@@ -167,6 +167,16 @@ def _restored(value: Tensor, device: torch.device) -> Tensor | int:
     if value.ndim == 0:
         return value.clone() if value.is_floating_point() else int(value)
     return value.to(device, copy=True)
+
+
+def _same_run(stored: str | None, now: str) -> bool:
+    """Whether two identities are of one run."""
+    if stored is None or stored == now:
+        return stored == now
+    before, after = json.loads(stored), json.loads(now)
+    if "epochs" not in before.get("training", {}):
+        after.get("training", {}).pop("epochs", None)  # earlier versions did not note those of a cosine
+    return before == after
 
 
 def _difference(stored: str, now: str) -> str:

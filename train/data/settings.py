@@ -113,6 +113,8 @@ def read_sources(tables: Any, where: str, table: str) -> tuple[WeightedSource, .
         if not isinstance(entry, Mapping):
             raise ValueError(f"{here} is {entry!r}; expected a table")
         entry = dict(entry)
+        if table == "validation" and "weight" in entry:
+            raise ValueError(f"{here}: weight is for [[data.source]]; [validation] pictures are divided evenly, leave it out")
         kind, weight = entry.pop("kind", None), entry.pop("weight", 1.0)
         if not isinstance(kind, str) or kind not in _KINDS:
             raise ValueError(f"{here}: kind is {kind!r}; expected one of {', '.join(_KINDS)}")
