@@ -22,7 +22,8 @@ def _open_cv(path: str, flags: int) -> np.ndarray:
     # not imread: it knows no file names beyond the system's code page on Windows
     encoded = np.fromfile(path, dtype=np.uint8)
     _check_claim(path, encoded)
-    array = cv2.imdecode(encoded, flags) if encoded.size else None
+    # the tag that turns pictures is ignored: stored depth belongs to stored pixels
+    array = cv2.imdecode(encoded, flags | cv2.IMREAD_IGNORE_ORIENTATION) if encoded.size else None
     if array is None:
         raise BadFrame(f"{path}: {encoded.size} bytes that are no picture; copy or download it again")
     return array
@@ -58,7 +59,9 @@ def _check_claim(path: str, encoded: np.ndarray) -> None:
 
 
 def read_picture(path: str) -> np.ndarray:
-    """An 8- or 16-bit picture -> (H,W,3) float32 in [0,1], sRGB as stored; alpha is dropped, grey repeated."""
+    """An 8- or 16-bit picture -> (H,W,3) float32 in [0,1], sRGB as stored; alpha is dropped, grey repeated.
+
+    As it is stored also where a tag of its camera says that it is to be shown turned."""
     import cv2
 
     array = _open_cv(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
