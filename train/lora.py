@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from train.memory_report import memory_note
-from train.recipe import load_recipe
+from train.recipe import Objective, load_recipe
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="check the configuration and the datasets, train nothing"
+    )
+
+
+def limits(objective: Objective) -> str:
+    """What can not be done with the LoRA of a run, "" where everything can."""
+    if objective.start == "zero":
+        return ""
+    return (
+        "[objective] start = 'noise': the LoRA predicts from noise, which nothing here does but this run's own validation; it can "
+        "be neither loaded, packed nor evaluated"
     )
 
 
@@ -40,16 +50,21 @@ def run(options: argparse.Namespace) -> int:
     check_available(config.training.optimizer, config.base.dtype)
     config.watch.check()
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    limited = limits(config.objective)
     if options.dry_run:
         steps = total_steps(config.training, config.data.batch, config.data.open())
         pictures = config.data.batch * config.training.accumulate
         print(f"{config.name}: {steps} steps of {pictures} pictures, into '{config.folder}'")
+        if limited:
+            print(limited)
         for key in ("checkpoint", "transformer", "vae", "prompt_cache", "conditioning"):
             file = getattr(config.base, key)
             if file and not os.path.isfile(file):
                 print(f"[base] {key}: there is no '{file}' yet")
         print(memory_note(config, processes, None))
         return 0
+    if limited and os.environ.get("RANK", "0") == "0":
+        log.warning("%s", limited)
     if processes > 1 and not torch.accelerator.is_available():
         # without it, accelerate takes processes on CPUs for as many runs of their own
         os.environ["ACCELERATE_USE_CPU"] = "true"

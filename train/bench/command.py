@@ -19,7 +19,7 @@ from fe2e_core.estimation import MODES
 from fe2e_core.geometry import NORMAL_CONVENTIONS
 from fe2e_core.tensorfile import TensorFile
 from train.bench.estimate import Predictor
-from train.bench.protocol import Benchmark
+from train.bench.protocol import NORMAL, Benchmark
 from train.bench.registry import BENCHMARKS, select
 from train.bench.run import Evaluation, Job, Plan
 from train.bench.score import ALIGNMENTS, SCHEME_ALIGNMENTS
@@ -77,13 +77,17 @@ def run(arguments: argparse.Namespace) -> int:
     info = checkpoint_info(arguments)
     if info is not None and info.notice and state.is_main_process:
         log.info("%s: %s", info.name, info.notice)
+    jobs, skipped = possible(find_jobs(arguments), info)
+    if skipped and state.is_main_process:
+        log.warning("left out: %s", "; ".join(f"{key}, {why}" for key, why in skipped.items()))
     plan = Plan(
-        jobs=find_jobs(arguments),
+        jobs=jobs,
         alignments=chosen_alignments(arguments.alignments, info, log if state.is_main_process else None),
         error_maps=arguments.error_maps,
         rank_means=arguments.rank_means,
         data=arguments.training_data,
         beside=tuple(arguments.beside),
+        skipped=skipped,
     )
     predictor = open_predictor(arguments, device)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -102,14 +106,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def announce(arguments: argparse.Namespace) -> int:
     """Say what would be evaluated. Raises ValueError or OSError for what is not there."""
-    jobs = find_jobs(arguments)
     if arguments.predictions is not None:
         open_predictor(arguments, torch.device("cpu"))
     info = checkpoint_info(arguments)
+    jobs, skipped = possible(find_jobs(arguments), info)
     if info is not None and info.notice:
         print(f"{info.name}: {info.notice}")
     for job in jobs:
         print(f"{job.benchmark.key}: {job.archive}{f', the first {job.limit} images' if job.limit else ''}")
+    for key, why in skipped.items():
+        print(f"{key}: left out, {why}")
     what = arguments.checkpoint or arguments.predictions
     alignments = ", ".join(chosen_alignments(arguments.alignments, info))
     print(f"'{what}' on {len(jobs)} benchmark(s), depth aligned by {alignments}, into '{arguments.out}'; nothing was written")
@@ -152,6 +158,18 @@ def chosen_alignments(
         if own not in found:
             log.warning("%s: its labels ask for --alignments %s; aligned otherwise it looks worse than it is", info.name, own)
     return found
+
+
+def possible(jobs: tuple[Job, ...], info: CheckpointInfo | None) -> tuple[tuple[Job, ...], dict[str, str]]:
+    """The jobs that a checkpoint can do, and why not the others, by key. Raises ValueError when none is left."""
+    if info is None or info.joint:
+        return jobs, {}
+    left = tuple(job for job in jobs if job.benchmark.task != NORMAL)
+    skipped = {job.benchmark.key: "trained on depth alone" for job in jobs if job not in left}
+    if not left:
+        raise ValueError(f"{info.name}: was trained on depth alone, and only benchmarks of normals are to be scored "
+                         f"({', '.join(skipped)})")  # fmt: skip
+    return left, skipped
 
 
 def find_jobs(arguments: argparse.Namespace) -> tuple[Job, ...]:

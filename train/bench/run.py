@@ -50,7 +50,8 @@ class Job:
 class Plan:
     """What is evaluated and how. alignments: keys of ALIGNMENTS. error_maps: sheets drawn for the first so many images
     of each benchmark. rank_means: also the means of so many processes' means (1: not). data: for the tables' column of
-    training images. beside: folders of other finished runs whose rows go into the same tables."""
+    training images. beside: folders of other finished runs whose rows go into the same tables. skipped: keys of benchmarks
+    that were left out of `jobs`, and why."""
 
     jobs: tuple[Job, ...]
     alignments: tuple[str, ...] = ("log", "linear")
@@ -58,6 +59,7 @@ class Plan:
     rank_means: int = 1
     data: str = "-"
     beside: tuple[Path, ...] = field(default=())
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 OnImage = Callable[[str, int, int], None]
@@ -142,7 +144,8 @@ class Evaluation:
         benchmarks: dict[str, dict] = {}
         summary = self.folder / "summary.json"
         if summary.is_file():
-            benchmarks = read_json(summary)["benchmarks"]
+            before = read_json(summary)["benchmarks"]
+            benchmarks = {key: found for key, found in before.items() if key not in self.plan.skipped}
         for job in self.plan.jobs:
             key = job.benchmark.key
             with Archive(job.archive) as archive:
@@ -158,7 +161,7 @@ class Evaluation:
                 "listed": job.benchmark.images,
                 "means": summarise(job.benchmark, names, results, min(self.plan.rank_means, len(names))),
             }
-        report = Report(self.predictor.name, self.plan.data, benchmarks)
+        report = Report(self.predictor.name, self.plan.data, benchmarks, self.plan.skipped)
         write_text(summary, json.dumps(asdict(report), indent=2) + "\n")
         reports = [report, *(read_report(folder) for folder in self.plan.beside)]
         write_text(self.folder / "tables.md", paper_tables(reports) + "\n\n" + detail_tables(reports) + "\n")

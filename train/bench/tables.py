@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from train.bench.paper import (
     DEPTH_COLUMNS,
@@ -38,11 +38,12 @@ _HEADS = {
 @dataclass(frozen=True)
 class Report:
     """The results of one method. `benchmarks`: by key, {"images", "listed", "means": as `summarise` gives them}.
-    `data`: how many training images, for the column of that name."""
+    `data`: how many training images, for the column of that name. `skipped`: why, by key of what was not scored."""
 
     name: str
     data: str
     benchmarks: dict[str, dict]
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def paper_tables(reports: Sequence[Report]) -> str:
@@ -75,6 +76,8 @@ def _rows(report: Report, task: str, columns: Sequence[str], table: Sequence[Pap
         marks = [_PARTIAL if entry and entry["images"] != entry["listed"] else "" for entry in having]
         printed = _printed(cells, average_rank(rounded, tuple(table)) if whole else None, marks)
         rows.append([f"**{report.name}**, {ALIGNMENTS.get(kind, kind)}", report.data, *printed])
+    for why in dict.fromkeys(report.skipped[key] for key in columns if key in report.skipped):
+        rows.append([f"**{report.name}**, not scored: {why}", report.data, *_printed([None] * len(columns), None)])
     return rows
 
 
