@@ -2,7 +2,9 @@
 
     python -m benchmarks.gpu [--variants reference bf16 fp8-fast-compiled] [--out FILE] [--write]
     python -m benchmarks.gpu --from-json FILE [FILE ...] --write
+    python -m benchmarks.gpu --from-json benchmarks/records/gpu.json benchmarks/records/gpu2.json --write
 
+The last one writes the sections of docs/benchmarks.md again from the records that are kept.
 Each variant is built, warmed up, measured and dropped before the next, so that a card need hold only one, and its
 figures are in `--out` as soon as it is done: `--from-json` makes the tables of them, on another machine if need be, a section
 for each file.
@@ -26,7 +28,7 @@ import torch
 from benchmarks.contenders import Variant
 from benchmarks.gpu_measuring import Measured, Record, drop_models, matmul_rate, measure
 from benchmarks.macs import image_tokens, reference_counted, transformer_macs
-from benchmarks.report import Table, comfyui_version, machine, section, versions
+from benchmarks.report import ROOT, Table, comfyui_version, holds_measurement, machine, section, versions
 from benchmarks.sizes import RELEASED, TINY, ModelSize
 from tests.harness import inprocess
 
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 NOT_MEASURED = "not measured on a GPU"
 STAGES = ("encode", "connector", "transformer", "decode", "geometry")
 GIB = 2**30
+#: What the sections of docs/benchmarks.md were made of, in their order.
+RECORDS = ("benchmarks/records/gpu.json", "benchmarks/records/gpu2.json")
 
 #: In the order of their importance: a run that is cut short has the first ones.
 VARIANTS = {
@@ -166,11 +170,17 @@ def show(record: Record, write: bool, number: int = 1) -> None:
         memory_table(found).markdown(),
         verdict(found, size, height, width, record.rate),
     ]
+    if any(Record.read(ROOT / kept) == record for kept in RECORDS):
+        text.append(f"From its record, without measuring: `python -m benchmarks.gpu --from-json {' '.join(RECORDS)} --write`.")
     key, title = ("gpu", "GPU, true size") if number == 1 else (f"gpu{number}", f"GPU, true size, run {number}")
     section(key, title, "\n\n".join(text), record.command, write, record.where, day=record.day)
 
 
 def nothing_measured(command: str, write: bool) -> None:
+    """The section of a machine without a card. It never takes the place of figures: they stay as they are."""
+    if write and holds_measurement("gpu"):
+        logger.info("no CUDA GPU here, nothing measured: the figures in docs/benchmarks.md stay as they are")
+        return
     rows = [[variant.title, *[NOT_MEASURED] * 4] for variant in VARIANTS.values()]
     header = ["1024x768, true size", "transformer", "whole", "of the matmul rate", "peak GiB"]
     text = Table(header, rows).markdown() + "\n\n`--tiny` checks the script without one."

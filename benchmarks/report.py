@@ -22,7 +22,8 @@ _INTRODUCTION = """# Benchmarks
 
 What the pack costs, measured against the reference's procedure in one run on one machine, with the ratio of
 counted operations beside each measured ratio. Weights are random: time and memory do not depend on their
-values. Every section is written by the command that stands in it.
+values. Every section is written by the command that stands in it. In the GPU tables *cuDNN attention* is what the nodes choose on
+a card of that kind (compute capability 9.0); the other rows have the order that ComfyUI asks torch for.
 
 Pages of their own: [geometry](geometry.md), [what fewer bits do](precision.md), [what BF16 labels cost](quantization.md),
 [memory in training](training.md), [the gallery](gallery.md), [the paper's thesis in miniature](thesis.md).
@@ -103,12 +104,22 @@ def section(
         _replace(key, body, document or DOCUMENT)
 
 
+def holds_measurement(key: str) -> bool:
+    """Whether docs/benchmarks.md has a section of this key that was measured: it ends with a day and a machine."""
+    body = _sections(DOCUMENT.read_text() if DOCUMENT.is_file() else "").get(key, "")
+    return re.search(r"` on \d{4}-\d\d-\d\d\. [^\n]+$", body) is not None
+
+
+def _sections(page: str) -> dict[str, str]:
+    return {
+        found.group(1): found.group(2)
+        for found in re.finditer(r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", page, re.DOTALL)
+    }
+
+
 def _replace(key: str, body: str, document: Path) -> None:
     before = document.read_text() if document.is_file() else ""
-    sections: dict[str, str] = {
-        found.group(1): found.group(2)
-        for found in re.finditer(r"<!-- begin (\w+) -->\n(.*?)\n<!-- end \1 -->", before, re.DOTALL)
-    }
+    sections = _sections(before)
     sections[key] = body
     if document == DOCUMENT:
         introduction = _INTRODUCTION

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks import gpu, report
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTION = re.compile(r"<!-- begin (\w+) -->\n(## .*?)\n<!-- end \1 -->", re.DOTALL)
@@ -61,3 +66,45 @@ def test_pages_are_linked_to_what_is_there() -> None:
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
             assert "://" in target or target.startswith("mailto:") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch) -> Path:
+    """A copy of docs/benchmarks.md that the benchmarks write instead."""
+    copy = tmp_path / "docs" / "benchmarks.md"
+    copy.parent.mkdir()
+    copy.write_bytes(report.DOCUMENT.read_bytes())
+    monkeypatch.setattr(report, "DOCUMENT", copy)
+    return copy
+
+
+def run_gpu(monkeypatch, *arguments: str) -> None:
+    """The command on a machine without a card."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu", *arguments])
+    gpu.main()
+
+
+def test_without_a_gpu_the_figures_of_one_stay(page, monkeypatch, caplog) -> None:
+    """`make bench` on any machine."""
+    before = page.read_text("utf-8")
+    with caplog.at_level(logging.INFO):
+        run_gpu(monkeypatch, "--write")
+    assert page.read_text("utf-8") == before
+    assert "figures in docs/benchmarks.md stay" in caplog.text
+
+
+def test_without_a_gpu_and_figures_the_page_says_so(page, monkeypatch) -> None:
+    page.unlink()
+    for _ in range(2):  # what was not measured may be written again
+        run_gpu(monkeypatch, "--write")
+        assert page.read_text("utf-8").count(gpu.NOT_MEASURED) == 4 * len(gpu.VARIANTS)
+
+
+def test_the_gpu_sections_are_those_of_the_records(page, monkeypatch) -> None:
+    """Also the introduction, which comes from the program."""
+    before = page.read_text("utf-8")
+    assert "`python -m benchmarks.gpu --from-json " in before
+    page.write_text(re.sub(r"<!-- begin gpu -->.*<!-- end gpu2 -->\n", "", before, flags=re.DOTALL), "utf-8")
+    run_gpu(monkeypatch, "--from-json", *(str(ROOT / path) for path in gpu.RECORDS), "--write")
+    assert page.read_text("utf-8") == before
