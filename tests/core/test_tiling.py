@@ -181,7 +181,7 @@ def test_sharper_than_the_whole_pass_and_no_seams():
             gradients[name][0] += seams.at
             gradients[name][1] += seams.off
     excess = {name: at / off - 1 for name, (at, off) in gradients.items()}
-    assert errors["tiles"] <= 0.8 * errors["whole"], errors
+    assert errors["tiles"] <= 0.6 * errors["whole"], errors  # measured: 0.54
     assert abs(excess["blended"]) <= 0.05, excess
     assert excess["pasted"] > 0.5, excess  # the measure does see seams
 
