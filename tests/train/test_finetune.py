@@ -176,6 +176,62 @@ def test_queue_and_accumulation_resume_exactly(bases, tmp_path):  # noqa: F811
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
 
 
+def gradients_before_each_step(run: Finetuning) -> list[list[torch.Tensor]]:
+    """What the optimizer is given, step by step, once the run has run."""
+    found = []
+    run.optimizer.register_step_pre_hook(lambda *given: found.append([p.grad.clone() for _, p in run.trained]))
+    return found
+
+
+def test_two_batches_of_one_train_like_one_batch_of_two(bases, tmp_path, monkeypatch):  # noqa: F811
+    """Every latent counts here: otherwise each batch is averaged over its own mask, which is not the mean over both."""
+    encoded = Finetuning._encoded
+
+    def unmasked(run: Finetuning, given):
+        batch = encoded(run, given)
+        whole = torch.ones_like(batch.depth_mask)
+        return dataclasses.replace(batch, depth_mask=whole, normal_mask=whole)
+
+    monkeypatch.setattr(Finetuning, "_encoded", unmasked)
+    runs, reports, gradients = {}, {}, {}
+    for pictures, times in ((2, 1), (1, 2)):
+        config = configuration(bases["whole"], tmp_path / str(times), dispersive=DispersiveConfig(weight=0),
+                               training=Training(steps=2, warmup=0, learning_rate=3e-3, accumulate=times))  # fmt: skip
+        runs[times] = Finetuning(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, batch=pictures, mirror=0.0))
+        )
+        gradients[times], reports[times] = gradients_before_each_step(runs[times]), []
+        runs[times].run(reports[times].append)
+    for one, two in zip(reports[1], reports[2], strict=True):
+        assert dataclasses.astuple(two) == pytest.approx(dataclasses.astuple(one), rel=1e-4)
+    for one, two in zip(gradients[1], gradients[2], strict=True):
+        largest = max(float(gradient.abs().max()) for gradient in one)
+        assert largest > 1e-4
+        for expected, found in zip(one, two, strict=True):
+            torch.testing.assert_close(found, expected, atol=2e-3 * largest, rtol=0)
+    weights = trained(runs[2])
+    for name, expected in trained(runs[1]).items():
+        # the optimizer moves every weight by about the learning rate, those with hardly a gradient by rounding errors
+        assert float((weights[name] - expected).abs().mean()) < 0.02 * 2 * 3e-3, name
+
+
+def test_a_gradient_longer_than_clip_is_cut_to_it(bases, tmp_path):  # noqa: F811
+    """The optimizer gets the same direction, and the report how long the gradient was."""
+    found = {}
+    for clip in (0.0, 1e-3):
+        training = Training(steps=1, warmup=0, learning_rate=3e-3, clip=clip)
+        run = Finetuning(configuration(bases["whole"], tmp_path / str(clip), training=training))
+        gradients, reports = gradients_before_each_step(run), []
+        run.run(reports.append)
+        found[clip] = torch.cat([gradient.flatten() for gradient in gradients[0]]).double(), reports[0].gradient
+    (whole, length), (cut, reported) = found.values()
+    assert float(whole.norm()) == pytest.approx(length, rel=1e-5)
+    assert length > 0.01
+    assert reported == pytest.approx(length, rel=1e-5)
+    assert float(cut.norm()) == pytest.approx(1e-3, rel=1e-3)
+    torch.testing.assert_close(cut, whole * (1e-3 / length), atol=1e-7, rtol=1e-3)
+
+
 def test_a_folded_base_trains_its_constants_and_exports_them_exactly(bases, tmp_path):  # noqa: F811
     config = configuration(bases["folded"], tmp_path, lora=LoraShape(rank=2, alpha=2.0, constants=True),
                            training=Training(steps=2, warmup=0, learning_rate=1e-2))  # fmt: skip
