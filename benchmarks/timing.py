@@ -47,11 +47,6 @@ class Clock:
 Contender = Callable[[Clock], object]
 
 
-def cuda_synchronize(device: torch.device) -> Callable[[], None]:
-    """What ends a stage on this device: nothing on the CPU."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
 def interleave(
     contenders: Mapping[str, Contender],
     repetitions: int,

@@ -223,23 +223,3 @@ class NormalSummary:
     median: float
     rmse: float
     within: dict[float, float]
-
-
-def _median(values: Tensor) -> float:
-    """The middle value of (N,), the mean of the two middle ones for even N (`Tensor.median` takes the lower one)."""
-    lower, upper = (values.numel() + 1) // 2, values.numel() // 2 + 1
-    middle = values.kthvalue(lower).values
-    return float(middle if lower == upper else (middle + values.kthvalue(upper).values) / 2)
-
-
-def normal_summary(errors: Tensor, thresholds: tuple[float, ...] = NORMAL_THRESHOLDS) -> NormalSummary:
-    """Summary of angular errors (any shape, degrees), all pixels pooled (DSINE's protocol). ValueError when empty."""
-    values = errors.flatten().double()
-    if values.numel() == 0:
-        raise ValueError("errors: no value given; expected at least one")
-    return NormalSummary(
-        mean=float(values.mean()),
-        median=_median(values),
-        rmse=float(values.square().mean().sqrt()),
-        within={t: float((values < t).double().mean()) for t in thresholds},
-    )

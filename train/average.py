@@ -44,8 +44,3 @@ class WeightAverage:
         """Go on from the averages of a checkpoint."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
-
-    def to_device(self) -> None:
-        """Follow the parameters to where they are now."""
-        for name, parameter in self._trained:
-            self.tensors[name] = self.tensors[name].to(parameter.device)

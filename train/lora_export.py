@@ -192,14 +192,6 @@ def write_kohya(
     write_tensors(path, tensors, notes.metadata(modules, tensors_digest(tensors)))
 
 
-def write_diffusers(
-    path: str | os.PathLike, modules: Modules, notes: LoraNotes, dtype: torch.dtype | None = None
-) -> None:
-    """A file for diffusers' `load_lora_weights`, whole or not at all."""
-    tensors = to_diffusers(modules, dtype)
-    write_tensors(path, tensors, notes.metadata(modules, tensors_digest(tensors)))
-
-
 def write_peft(
     folder: str | os.PathLike, modules: Modules, notes: LoraNotes, dtype: torch.dtype | None = None
 ) -> None:

@@ -14,9 +14,9 @@ from fe2e_core.metrics import (
     angular_error_deg,
     delta,
     log_rmse,
-    normal_summary,
     rmse,
 )
+from train.bench.angles import collect
 
 
 def test_depth_errors_by_hand():
@@ -82,10 +82,11 @@ def test_angles():
         angular_error_deg(torch.ones(2, 2), torch.ones(2, 2))
 
 
-def test_normal_summary():
-    summary = normal_summary(torch.tensor([1.0, 6.0, 20.0, 40.0]))
+def test_angles_by_hand():
+    summary = collect(torch.tensor([1.0, 6.0, 20.0, 40.0])).summary()
     assert summary.mean == pytest.approx(16.75)
     assert summary.rmse == pytest.approx(math.sqrt((1 + 36 + 400 + 1600) / 4))
     assert summary.within == {5.0: 0.25, 7.5: 0.5, 11.25: 0.5, 22.5: 0.75, 30.0: 0.75}
-    with pytest.raises(ValueError):
-        normal_summary(torch.zeros(0))
+    assert summary.median == pytest.approx(13, abs=0.01)
+    with pytest.raises(ValueError, match="no pixel counts"):
+        collect(torch.zeros(0)).summary()
