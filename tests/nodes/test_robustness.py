@@ -148,7 +148,6 @@ def test_a_partly_loaded_model_gives_the_same(models):
     expected = backend.transform(whole, latent)
     part = load(models)
     part.patcher.load(part.patcher.load_device, lowvram_model_memory=part.patcher.model_size() // 3)
-    assert part.patcher.model.lowvram_patch_counter >= 0
     assert 0 < part.patcher.loaded_size() < part.patcher.model_size()
     for ours, theirs in zip(_transform_as_loaded(backend, part, latent), expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)

@@ -123,7 +123,7 @@ def test_less_is_needed_with_fewer_bits_and_tokens():
     assert total(dtype="fp32") > total(dtype="bf16") > total(dtype="fp8") > total(dtype="nf4")
     assert total(fold=True) < total()
     assert total(optimizer="adamw8bit") < total() < total(averaged=True)
-    assert total(validation=True) >= total()
+    assert total(validation=True) > total()  # decoding takes more than anything in a step of so small a transformer
     with pytest.raises(ValueError, match="64x100"):
         total(width=100)
 
