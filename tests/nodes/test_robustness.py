@@ -202,6 +202,25 @@ def test_float16_overflow_falls_back_and_says_so_once(models, overflowing, caplo
     assert not any(module._forward_hooks for module in half.patcher.model.diffusion_model.modules())
 
 
+def test_float16_that_overflows_inside_a_block_is_seen_although_the_block_hides_it(models):
+    """What comes out of the layer becomes NaN in the block, and NaN zero at its end: the block puts out nothing unusual."""
+    backend, overflow, latent = pack_module("nodes.backend"), pack_module("nodes.overflow"), picture(1, 16, 8, 8)
+    weights = load_file(models / "diffusion_models" / TRANSFORMER)
+    weights["single_blocks.0.linear1.weight"] *= 1e5
+    save_file(weights, models / "diffusion_models" / "hidden.safetensors")
+    half = load(models, "fp32", "hidden.safetensors")
+    half.patcher.set_model_compute_dtype(torch.float16)
+    blocks = []
+    transformer = half.patcher.model.diffusion_model
+    for block in (*transformer.double_blocks, *transformer.single_blocks):
+        block.register_forward_hook(lambda module, given, out: blocks.extend(out if isinstance(out, tuple) else (out,)))
+    with torch.inference_mode(), overflow.watch(half.patcher) as seen:
+        backend.transform(half, latent)
+    assert blocks
+    assert all(bool((out.abs() < torch.finfo(torch.float16).max).all()) for out in blocks)
+    assert seen.overflowed()
+
+
 def test_float16_that_does_not_overflow_stays(models, caplog):
     half = load(models)
     half.patcher.set_model_compute_dtype(torch.float16)

@@ -127,3 +127,22 @@ def test_exact_depth_gives_exact_normals_of_planes():
     normal, found = derive_normals(truth.depth, ~truth.sky, k)
     assert found.all()
     assert angle_degrees(normal, truth.normal).max() < 0.01
+
+
+def test_relief_that_no_window_can_resolve_is_not_vouched_for():
+    """A wall, smooth on the left; on the right with ripples of two steps, over which a wide window is flat and wrong."""
+    height, width, focal = 120, 320, 300.0
+    rays = pinhole_rays(height, width, focal, focal, width / 2 - 0.5, height / 2 - 0.5)
+    rippled = np.arange(width) >= width // 2
+    phase = 2 * np.pi * np.arange(width) / 12
+    depth = np.broadcast_to(5 + 0.02 * rippled * np.sin(phase), (height, width))
+    slope = 0.02 * rippled * np.cos(phase) * 2 * np.pi / 12
+    along = slope[:, None] * rays + depth[..., None] * np.array([1 / focal, 0, 0])
+    down = depth[..., None] * np.array([0, 1 / focal, 0])
+    truth = -np.cross(along, down)
+    truth /= np.linalg.norm(truth, axis=-1, keepdims=True)
+    k = np.array([[focal / width, 0, 0.5], [0, focal / height, 0.5], [0, 0, 1]])
+    normal, found = derive_normals(np.round(depth, 2), np.ones((height, width), bool), k, step=0.01)
+    assert angle_degrees(truth, np.array([0, 0, -1.0]))[:, rippled].mean() > 10
+    assert found[:, : width // 2 - 20].mean() > 0.6
+    assert angle_degrees(normal, truth)[found].max() < 2
