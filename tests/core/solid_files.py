@@ -14,15 +14,7 @@ _TYPES = {5126: np.float32, 5125: np.uint32}
 
 def read_glb(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """The JSON document, and the arrays of the only primitive: attribute names and "indices"."""
-    magic, version, length = struct.unpack_from("<4sII", data)
-    assert (magic, version, length) == (b"glTF", 2, len(data))
-    size, kind = struct.unpack_from("<I4s", data, 12)
-    assert kind == b"JSON"
-    document = json.loads(data[20 : 20 + size])
-    start = 20 + size
-    size, kind = struct.unpack_from("<I4s", data, start)
-    assert kind == b"BIN\0"
-    binary = data[start + 8 : start + 8 + size]
+    document, binary = _chunks(data)
 
     def array(number: int) -> np.ndarray:
         accessor = document["accessors"][number]
@@ -37,6 +29,26 @@ def read_glb(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     arrays = {name: array(number) for name, number in primitive["attributes"].items()}
     arrays["indices"] = array(primitive["indices"]).reshape(-1, 3)
     return document, arrays
+
+
+def glb_picture(document: dict, data: bytes) -> bytes:
+    """The file bytes of the only picture, which lies in the binary chunk."""
+    (picture,) = document["images"]
+    view = document["bufferViews"][picture["bufferView"]]
+    start = view.get("byteOffset", 0)
+    return _chunks(data)[1][start : start + view["byteLength"]]
+
+
+def _chunks(data: bytes) -> tuple[dict, bytes]:
+    magic, version, length = struct.unpack_from("<4sII", data)
+    assert (magic, version, length) == (b"glTF", 2, len(data))
+    size, kind = struct.unpack_from("<I4s", data, 12)
+    assert kind == b"JSON"
+    document = json.loads(data[20 : 20 + size])
+    start = 20 + size
+    size, kind = struct.unpack_from("<I4s", data, start)
+    assert kind == b"BIN\0"
+    return document, data[start + 8 : start + 8 + size]
 
 
 def read_ply(data: bytes) -> dict[str, np.ndarray]:

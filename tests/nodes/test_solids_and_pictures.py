@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+import io
 import math
 from types import ModuleType
 
+import folder_paths
+import numpy as np
 import pytest
 import torch
 from comfy_api.latest import Types
+from PIL import Image
 
-from tests.core.solid_files import read_glb, read_ply
+from tests.core.solid_files import glb_picture, read_glb, read_ply
 from tests.harness.inprocess import pack_module, run_node
 from train.scenes import render_scene
 
@@ -19,6 +24,18 @@ H, W = 60, 80
 def core_nodes(name: str) -> ModuleType:
     """A module of ComfyUI's own nodes. Skips where ComfyUI is too old to have it."""
     return pytest.importorskip(f"comfy_extras.{name}", reason=f"this ComfyUI has no {name}")
+
+
+def core_glb_writer() -> type:
+    """ComfyUI's node that saves a MESH, in whichever file it is."""
+    for name in ("nodes_save_3d", "nodes_hunyuan3d"):
+        try:
+            module = importlib.import_module(f"comfy_extras.{name}")
+        except ModuleNotFoundError:
+            continue
+        if hasattr(module, "SaveGLB"):
+            return module.SaveGLB
+    pytest.skip("this ComfyUI has no SaveGLB")
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +90,43 @@ def test_relative_geometry_is_welcome(bare):
     assert "depth" not in bare
 
 
-def test_core_saves_and_reads_our_solids(geometry, tmp_path):
-    """ComfyUI's own GLB writer takes the MESH; its splat reader takes what its writer makes of our SPLAT."""
-    nodes_save_3d, nodes_gaussian_splat = core_nodes("nodes_save_3d"), core_nodes("nodes_gaussian_splat")
-    module = pack_module("nodes.mesh")
-    _, mesh, _ = run_node(module.FE2EMesh, geometry=geometry)
-    assert nodes_save_3d.SaveGLB.GET_SCHEMA().node_id == "SaveGLB"
-    splat, _ = run_node(module.FE2ESplat, geometry=geometry)
+def test_core_saves_our_mesh_as_it_stands_in_our_file(geometry, tmp_path, monkeypatch):
+    """ComfyUI's own GLB writer takes the MESH: the surface of our GLB, and the camera sees it as the picture."""
+    save_glb = core_glb_writer()
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    ours, mesh, _ = run_node(pack_module("nodes.mesh").FE2EMesh, geometry=geometry)
+    run_node(save_glb, mesh=mesh, filename_prefix="fe2e")
+    (file,) = tmp_path.glob("fe2e*.glb")
+    document, saved = read_glb(file.read_bytes())
+    _, expected = read_glb(ours.get_bytes())
+    assert np.array_equal(saved["POSITION"], expected["POSITION"])
+    assert np.array_equal(saved["indices"], expected["indices"])
+    # y up, looking along -z: where the lens puts each point
+    x, y, z = saved["POSITION"].astype(np.float64).T
+    k = geometry["intrinsics"][0].double().numpy()
+    seen = np.stack([k[0, 0] * x / -z + k[0, 2], k[1, 1] * -y / -z + k[1, 2]], -1)
+    corners = saved["POSITION"][saved["indices"]].astype(np.float64)
+    turned = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    assert ((turned * corners.mean(1)).sum(-1) < 0).all(), "the front of every triangle is toward the lens"
+    if "TEXCOORD_0" not in saved:  # ComfyUI 0.18 writes meshes of one colour
+        return
+    assert np.array_equal(saved["TEXCOORD_0"], expected["TEXCOORD_0"])
+    assert np.abs(saved["TEXCOORD_0"] - seen).max() < 1e-5
+    texture = np.asarray(Image.open(io.BytesIO(glb_picture(document, file.read_bytes()))))
+    picture = geometry["image"][0].numpy()
+    assert np.abs(texture / 255 - picture).max() < 1.01 / 255
+
+
+def test_core_reads_our_splats(geometry):
+    """ComfyUI's splat reader takes what its writer makes of our SPLAT."""
+    nodes_gaussian_splat = core_nodes("nodes_gaussian_splat")
+    splat, _ = run_node(pack_module("nodes.mesh").FE2ESplat, geometry=geometry)
     assert splat.positions.shape[0] == 1
     (file,) = run_node(nodes_gaussian_splat.SplatToFile3D, splat=splat, format="ply")
     (back,) = run_node(nodes_gaussian_splat.File3DToSplat, model_3d=file)
     assert torch.allclose(back.positions, splat.positions)
     assert torch.allclose(back.scales, splat.scales, rtol=1e-4)
     assert torch.allclose(back.sh, splat.sh, atol=1e-5)
-    assert mesh.texture.shape == (1, H, W, 3)
 
 
 def test_core_renders_the_splats_from_our_camera_as_the_photograph(geometry):
