@@ -107,6 +107,28 @@ def test_ground_that_is_seen_at_a_grazing_angle_is_refined_too():
     assert after < 0.85 * before, (before, after)
 
 
+def test_doubtful_depth_gives_way_to_the_normals():
+    """A hill that only the depth has, too wide to be noise and too low for a jump: where its pixels are trusted it
+    mostly stays, and where they are not the wall's normals flatten it.
+    """
+    truth, normal, mask = plane((0.3, -0.2, -0.9), 60.0, 96, 128)
+    k = intrinsics_from_fov(60.0, 96, 128)
+    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
+    hill = 0.05 * torch.exp(-((x - 64) ** 2 + (y - 48) ** 2) / (2 * 14**2))
+    spot = hill > 0.001
+    given = (truth * hill.exp())[None]
+
+    def left(confidence):
+        out = refine_depth(given, normal[None], mask[None], k, confidence)[0]
+        miss = torch.log(out / truth)
+        return float((miss - miss.median())[spot].abs().mean())
+
+    trusted, doubted, half = (left(torch.where(spot, c, 1.0)[None]) for c in (1.0, 0.0, 0.2))
+    assert trusted == left(None)
+    assert doubted < 0.15 * trusted, (doubted, trusted)
+    assert doubted < half < trusted
+
+
 def test_a_single_wrong_pixel_is_pulled_back():
     depth, normal, mask = plane((0.3, -0.2, -0.9), 60.0, 96, 128)
     k = intrinsics_from_fov(60.0, 96, 128)

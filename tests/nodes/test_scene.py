@@ -143,6 +143,23 @@ def test_refine_keeps_what_the_network_said(calibrated, geometry):
     torch.testing.assert_close(same["depth"], calibrated["depth"])
 
 
+def test_refine_listens_to_the_confidence_unless_told_not_to(calibrated):
+    node = pack_module("nodes.scene").FE2ERefine
+    y, x = torch.meshgrid(torch.arange(float(H)), torch.arange(float(W)), indexing="ij")
+    hill = 0.1 * torch.exp(-((x - 50) ** 2 + (y - 50) ** 2) / (2 * 10**2))
+    spot = hill > 0.01
+    spoiled = {**calibrated, "depth": calibrated["depth"] * hill.exp()}
+    doubted = {**spoiled, "confidence": torch.where(spot, 0.0, 1.0)[None]}
+    (plain,) = run_node(node, geometry=spoiled)
+    (deaf,) = run_node(node, geometry=doubted, use_confidence=False)
+    (heard,) = run_node(node, geometry=doubted)
+    assert torch.equal(deaf["depth"], plain["depth"])
+    before, after = (
+        torch.log(out["depth"] / calibrated["depth"])[0][spot & calibrated["mask"][0]].abs().mean() for out in (deaf, heard)
+    )
+    assert after < 0.6 * before
+
+
 def test_what_needs_a_camera_says_so(geometry):
     module = pack_module("nodes.scene")
     for node in (module.FE2EConfidence, module.FE2ERefine):
