@@ -231,6 +231,25 @@ def test_another_depth(geometry, scene, kind):
     assert miss(out, scene, geometry).median() < 0.01
 
 
+@pytest.mark.parametrize("kind", ["moge_geometry", "da3_geometry"])
+def test_what_another_depth_calls_unknown_does_not_count(geometry, scene, kind):
+    """Most of the picture has plausible metres there that are three times too far, and says that they are not meant."""
+    unknown = ~scene.mask
+    unknown[:, : int(0.65 * W)] = True
+    metres = torch.where(scene.mask, scene.depth, 2.0)
+    metres = torch.where(unknown, 3 * metres, metres)[None]
+    given = {
+        "moge_geometry": {"depth": metres, "mask": ~unknown[None]},
+        "da3_geometry": {"depth": metres, "sky": unknown.float()[None]},
+    }[kind]
+    out, _, report = anchored(geometry, {"anchor": "another depth"}, **{kind: given})
+    assert miss(out, scene, geometry).median() < 0.01
+    assert f"of {int((inside(scene, geometry) & ~unknown).sum())} given" in report
+    said = {key: value for key, value in given.items() if key == "depth"}
+    misled, *_ = anchored(geometry, {"anchor": "another depth"}, **{kind: said})
+    assert miss(misled, scene, geometry).median() > 0.5, "the rest is no outlier that the fit would find by itself"
+
+
 def test_near_and_far_and_bad_input(geometry):
     out, *_ = anchored(geometry, {"anchor": "near and far", "near": 0.5, "far": 4.0})
     assert float(out["log_range"][0]) == pytest.approx(math.log(8.0))
