@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_fixed_points_keep_their_depth(clip, two_pass, frames):
     print(
         f"spread of ln depth over time: one scale {without:.4f}, solved {solved:.4f}, true scales {best:.4f}"
     )
-    assert solved < without / 4, (solved, without, best)
+    assert solved < 0.15 * without, (solved, without, best)
 
 
 def true_scale(label, depth):
@@ -105,6 +106,34 @@ def true_scale(label, depth):
     x, y = label.double().flatten(), torch.log(depth).flatten()
     gain = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
     return FrameScale(2 * gain, float(y.mean() - gain * x.mean()) - gain, False, False, 1.0, 0.0)
+
+
+def test_two_passes_spread_a_step_at_a_key_frame_over_the_frames_before_it():
+    """Everything from a key frame on is taken to be a tenth too far, as if the scale had drifted."""
+    depths = [room_depth((0.02 * t, 0.0, 0.0), 0.05 * t - 0.3, 72, 96) for t in range(12)]
+    labels = torch.stack([eq7_label(d, torch.ones_like(d, dtype=torch.bool))[0] for d in depths]).clamp(-1, 1)
+    state, drift = DepthStabilizer(), 0.1
+
+    def push_away(done):
+        if done < len(labels):
+            return
+        keys.extend(t for t, s in enumerate(state.frames) if s.key)
+        for t in range(keys[-1], done):
+            state.frames[t] = replace(state.frames[t], log_near=state.frames[t].log_near + drift)
+
+    keys = []
+    ranges = [true_scale(labels[0], depths[0]).log_range] * len(labels)
+    scales = stabilize_clip(labels, None, None, state, ranges, two_pass=True, on_frame=push_away)
+    before, after = keys[-2:]
+    assert after - before >= 4, ("too few frames to spread anything", keys)
+    off = torch.stack(
+        [
+            (s.log_range * (x + 1) / 2 + s.log_near - d.log())[x.abs() < 1].median()
+            for s, x, d in zip(scales, labels, depths, strict=True)
+        ]
+    )
+    expected = torch.tensor([drift * min(max((t - before) / (after - before), 0), 1) for t in range(len(labels))])
+    assert float((off - off[0] - expected).abs().max()) < 0.1 * drift
 
 
 def test_a_scene_cut_is_found(clip):
