@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from tests.core.simulation import eq7_label, plane, room_depth
+from tests.core import clips
+from tests.core.simulation import eq7_label, plane
 from tests.harness.inprocess import pack_module, run_node
 from train.scenes import HELD_OUT, render_scene
 
@@ -266,31 +267,36 @@ def test_near_and_far_and_bad_input(geometry):
         anchored(geometry, {"anchor": "near and far", "near": 1.0, "far": 2.0}, batch_index=3)
 
 
-def test_video():
-    frames = 6
-    labels, truths = [], []
-    for t in range(frames):
-        ball = ((0.1, 0.1, 0.8), 0.2) if t >= 3 else None
-        depth = room_depth((0.02 * t, 0.0, 0.02 * t), 0.0, 72, 96, ball=ball)
-        labels.append(eq7_label(depth, torch.ones_like(depth, dtype=torch.bool))[0].clamp(-1, 1))
-        truths.append(depth)
-    clip = {
-        "log_depth": torch.stack(labels),
+@pytest.fixture(scope="module")
+def walked():
+    """A walk through a drawn room with textures, past which a ball comes."""
+    return clips.walk(HELD_OUT + 7, 6, 72, 96)
+
+
+def clip_geometry(walked, frames):
+    return {
+        "log_depth": walked.labels(0.0)[:frames].clamp(-1, 1),
         "normal": torch.tensor([0.0, 0.0, -1.0]).expand(frames, 72, 96, 3),
-        "mask": torch.ones(frames, 72, 96, dtype=torch.bool),
-        "image": torch.full((frames, 72, 96, 3), 0.5),
+        "mask": walked.mask[:frames],
+        "image": walked.image[:frames],
     }
+
+
+def test_video(walked):
+    frames = 6
+    clip = clip_geometry(walked, frames)
     node = pack_module("nodes.video").FE2EStabilizeVideo
     out, state, report = run_node(node, geometry=clip)
     assert out["depth"].shape == (frames, 72, 96)
     assert len(json.loads(state)["frames"]) == frames
     assert "1 shot (" in report
-    wall = (slice(None), slice(5, 15), slice(5, 20))  # never behind the ball
-    spread = torch.log(out["depth"][wall] / torch.stack(truths)[wall]).flatten(1).median(1).values.std()
-    alone = (
-        torch.log(torch.exp(clip["log_depth"]) / torch.stack(truths))[wall].flatten(1).median(1).values.std()
+    blind, *_ = run_node(node, geometry=clip, use_picture=False)
+    solved, without_pictures, alone = (
+        clips.spread_of_fixed_points(walked, x)
+        for x in (out["depth"].log(), blind["depth"].log(), clips.alone(clip["log_depth"], walked))
     )
-    assert spread < alone / 4
+    assert solved < alone / 50
+    assert solved < 0.8 * without_pictures, "the pictures say how the camera moves"
     again, *_ = run_node(node, geometry=clip, mode="reuse saved scales", state=state)
     torch.testing.assert_close(again["depth"], out["depth"])
     more, longer, _ = run_node(node, geometry=clip, mode="continue a saved clip", state=state)
@@ -300,22 +306,14 @@ def test_video():
         run_node(node, geometry=clip, mode="reuse saved scales")
 
 
-def test_the_scales_of_a_clip_go_through_a_file(tmp_path, monkeypatch):
+def test_the_scales_of_a_clip_go_through_a_file(walked, tmp_path, monkeypatch):
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
     for name in ("output", "input"):
         (tmp_path / name).mkdir()
-    depths = torch.stack([room_depth((0.02 * t, 0.0, 0.0), 0.0, 72, 96) for t in range(2)])
-    everything = torch.ones_like(depths, dtype=torch.bool)
-    labels = [eq7_label(d, m)[0].clamp(-1, 1) for d, m in zip(depths, everything, strict=True)]
-    clip = {
-        "log_depth": torch.stack(labels),
-        "normal": torch.tensor([0.0, 0.0, -1.0]).expand(2, 72, 96, 3),
-        "mask": everything,
-        "image": torch.full((2, 72, 96, 3), 0.5),
-    }
+    clip = clip_geometry(walked, 2)
     node = pack_module("nodes.video").FE2EStabilizeVideo
     out, state, report = run_node(node, geometry=clip, filename_prefix="FE2E/shot")
     name = report.rsplit(" ", 1)[1]
