@@ -44,6 +44,31 @@ def test_a_shift_is_found_to_a_fraction_of_a_pixel(dx, dy):
     assert alike[inner].nanmedian() > 0.95
 
 
+def stripes(moved: float) -> torch.Tensor:
+    """(HEIGHT, WIDTH) upright stripes of two widths, the left half blank, moved to the left by pixels."""
+    across = torch.arange(float(WIDTH)) + moved
+    lines = 0.5 + 0.2 * torch.sin(across / 3) + 0.1 * torch.sin(across / 5.3 + 1)
+    return torch.where(across > WIDTH / 2, lines, 0.5).expand(HEIGHT, WIDTH).double()
+
+
+def test_edges_without_corners_are_followed_across_only():
+    """Nothing tells how far a stripe moves along itself, and noise must not be taken to tell."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (
+        stripes(x) + 0.01 * torch.randn(HEIGHT, WIDTH, generator=generator).double() for x in (0.0, 1.2)
+    )
+    at, _ = follow(first, second, identity())
+    moved = (at - identity())[10:-10, WIDTH // 2 + 12 : -10]
+    assert (moved[..., 0] + 1.2).abs().median() < 0.1
+    assert moved[..., 1].abs().median() < 0.6
+
+
+def test_where_there_is_nothing_to_follow_there_is_still_an_answer():
+    at, alike = follow(stripes(0.0), stripes(1.2), identity())
+    assert torch.isfinite(at).all()
+    assert torch.isnan(alike[:, : WIDTH // 4]).all()
+
+
 def test_a_large_shift_needs_the_guess():
     big = texture()
     first, second = window(big, 20, 20), window(big, 38, 29)
