@@ -24,8 +24,18 @@ def test_roc_area_by_hand():
     assert roc_area(torch.tensor([3.0, 2.0, 1.0, 0.0]), positive) == 0.75
 
 
-@pytest.mark.parametrize("kind", ["shift", "tilt", "edges", "relief"])
-def test_damage_is_found(scenes, kind):
+@pytest.mark.parametrize(
+    ("kind", "median", "least"),
+    [
+        ("shift", 0.975, 0.92),
+        # Where a scene's depth hardly varies, a tilt can lie below the 5 degrees of noise on the normals.
+        ("tilt", 0.95, 0.8),
+        ("edges", 0.985, 0.96),
+        # its crests agree with the normals, so this takes what surrounds a pixel
+        ("relief", 0.99, 0.96),
+    ],
+)
+def test_damage_is_found(scenes, kind, median, least):
     areas = []
     for number, scene in enumerate(scenes):
         log = torch.log(scene.depth.clamp_min(1e-3))
@@ -39,9 +49,8 @@ def test_damage_is_found(scenes, kind):
         score = agreement(depth[None], normal[None], scene.mask[None], scene.intrinsics[None])[0]
         areas.append(roc_area(-score[scene.mask], where[scene.mask]))
     areas = torch.tensor(areas)
-    assert areas.median() > 0.95, areas
-    # Where a scene's depth hardly varies, a tilt can lie below the 5 degrees of noise on the normals.
-    assert areas.min() > 0.75, areas
+    assert areas.median() > median, areas
+    assert areas.min() > least, areas
 
 
 def test_what_agrees_is_trusted(scenes):
