@@ -102,11 +102,15 @@ def environment(version: str, minor: str, python: Path, present: bool = False) -
     folder = ENVIRONMENTS / f"{version}-py{minor}"
     interpreter = folder / "bin" / "python"
     described = folder / "environment.json"
-    if described.is_file():
+    if described.is_file() and (interpreter.exists() or minor == this_python()):
         return interpreter if interpreter.exists() else Path(sys.executable)
-    shutil.rmtree(folder, ignore_errors=True)
+    for part in folder.glob("*"):  # what was recorded stays
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part)
+        elif part.suffix != ".jsonl":
+            part.unlink()
     if present:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         _describe(Path(sys.executable), described)
         return Path(sys.executable)
     subprocess.run([python, "-m", "venv", folder], check=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools.comfyui import ARCHIVES, ROOT
-from tools.matrix import ENVIRONMENTS, Outcome, document, kept, summary
+from tools.matrix import ENVIRONMENTS, Outcome, document, environment, kept, summary
 from tools.matrix_record import read
 
 TESTS = """
@@ -115,6 +115,19 @@ def test_the_document_hides_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: P
                  "browser with ComfyUI 0.30.0 and Python 3.11", "Python 3.14"):  # fmt: skip
         assert line in unrun
     assert "no GPU: 0.30.0 (Python 3.11.9): 1, 0.30.0 (Python 3.12.1): 1" in text
+
+
+def test_an_environment_that_was_taken_away_is_made_again_and_its_records_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tools.matrix.ENVIRONMENTS", tmp_path)
+    folder = tmp_path / "0.30.0-py3.99"
+    (folder / "include").mkdir(parents=True)
+    (folder / "lib64").symlink_to("include")
+    (folder / "environment.json").write_text("{}")
+    (folder / "nodes.jsonl").write_text("kept")
+    environment("0.30.0", "3.99", Path(sys.executable), present=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["environment.json", "nodes.jsonl"]
+    assert (folder / "nodes.jsonl").read_text() == "kept"
+    assert "torch" in (folder / "environment.json").read_text()
 
 
 def test_nothing_kept_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
