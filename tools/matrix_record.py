@@ -17,6 +17,8 @@ import pytest
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 #: How many tests there are; said once in each run.
 TOTAL = "total"
+#: A test that its file no longer has.
+GONE = "gone"
 
 
 def read(path: Path) -> tuple[dict[str, tuple[str, str]], int]:
@@ -33,6 +35,8 @@ def read(path: Path) -> tuple[dict[str, tuple[str, str]], int]:
             continue
         if line["outcome"] == TOTAL:
             total = line["tests"]
+        elif line["outcome"] == GONE:
+            outcomes.pop(line["test"], None)
         else:
             outcomes[line["test"]] = (line["outcome"], line.get("reason", ""))
     return outcomes, total
@@ -60,6 +64,11 @@ class Recorder:
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         self._say(outcome=TOTAL, tests=len(items))
+        here = {item.nodeid for item in items}
+        files = {name.partition("::")[0] for name in here}
+        for test in self._known:
+            if "::" in test and test not in here and test.partition("::")[0] in files:
+                self._say(test=test, outcome=GONE)
         done = [item for item in items if self._known.get(item.nodeid, (FAILED,))[0] != FAILED]
         if done:
             config.hook.pytest_deselected(items=done)

@@ -39,12 +39,13 @@ def test_skipped(): pytest.skip("for a reason")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list, list[str], Path]:
-    """(what is recorded, what was executed) of three runs over one record; something is mended before the second, and the
-    record loses half of its last line, as when a process is killed.
+    """(what is recorded, what was executed) of three runs over one record, which knows a test that is no more; something is
+    mended before the second, and the record loses half of its last line, as when a process is killed.
     """
     folder = tmp_path_factory.mktemp("tests")
     record = folder / "nodes.jsonl"
     (folder / "test_some.py").write_text(TESTS)
+    record.write_text('{"test": "test_some.py::test_of_a_former_name", "outcome": "passed"}\n')
     (folder / "test_unreadable.py").write_text("import nothing_of_that_name")
     recorded, executed = [], []
     for number in range(3):
