@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,13 @@ def side_by_side(pictures: list[Tensor], *, gap: int = 0, vertical: bool = False
         raise ValueError(
             f"pictures, gap: found {len(pictures)} pictures and gap {gap}, expected at least one and 0"
         )
+    pictures = one_batch({f"picture {number}": picture for number, picture in enumerate(pictures, 1)})
     first = pictures[0]
-    batch = max(len(p) for p in pictures)
     side = first.shape[2] if vertical else first.shape[1]
     axis = 1 if vertical else 2
     parts: list[Tensor] = []
-    for number, picture in enumerate(pictures):
-        p = _batch(picture, batch, number + 1).to(first)
+    for picture in pictures:
+        p = picture.to(first)
         height, width = p.shape[1:3]
         scale = side / (width if vertical else height)
         size = (max(1, round(height * scale)), side) if vertical else (side, max(1, round(width * scale)))
@@ -45,10 +46,9 @@ def wipe(a: Tensor, b: Tensor, *, position: float = 0.5, angle: float = 0.0, lin
     `position` 0 shows only `b`, 1 only `a`; `angle` in degrees turns the line: 0 has `a` on the left, 90 on
     top. `line` is the white line's width in pixels. Raises ValueError for batches that do not match.
     """
-    batch = max(len(a), len(b))
-    a = _batch(a, batch, 1)
+    a, b = one_batch({"picture 1": a, "picture 2": b})
     height, width = a.shape[1:3]
-    b = _resized(_batch(b, batch, 2).to(a), (height, width))
+    b = _resized(b.to(a), (height, width))
     direction = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     x = torch.arange(width, device=a.device, dtype=torch.float32) + 0.5
     y = torch.arange(height, device=a.device, dtype=torch.float32)[:, None] + 0.5
@@ -61,14 +61,13 @@ def wipe(a: Tensor, b: Tensor, *, position: float = 0.5, angle: float = 0.0, lin
     return out
 
 
-def _batch(picture: Tensor, count: int, number: int) -> Tensor:
-    if len(picture) == count:
-        return picture
-    if len(picture) == 1:
-        return picture.expand(count, *picture.shape[1:])
-    raise ValueError(
-        f"picture {number}: found a batch of {len(picture)}, expected 1 or {count} like the others"
-    )
+def one_batch(pictures: Mapping[str, Tensor]) -> list[Tensor]:
+    """(B,H,W,3) pictures, those of one image repeated for the batch. ValueError by its name for one of another batch."""
+    count = max(map(len, pictures.values()))
+    for name, picture in pictures.items():
+        if len(picture) not in (1, count):
+            raise ValueError(f"{name}: found a batch of {len(picture)}, expected 1 or {count} like the others")
+    return [picture.expand(count, *picture.shape[1:]) for picture in pictures.values()]
 
 
 def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:

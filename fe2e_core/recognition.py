@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
             return f"it looks like {description}"
     if any(".lora_down." in key or ".lora_A." in key for key in tensors):
         return "it looks like a LoRA"
-    return f"its first tensors are {[key for key, _ in zip(tensors, range(3), strict=False)]}"
+    return f"its first tensors are {list(islice(tensors, 3))}"
 
 
 def check_transformer(tensors: Mapping[str, Tensor], what: str) -> None:

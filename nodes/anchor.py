@@ -212,8 +212,10 @@ class FE2EAnchorDepth(Node):
             raise ValueError(
                 "range: near and far say what the range is, so there is none to keep; choose another anchor, or 'fit'."
             )
+        if anchor["anchor"] == SPARSE:
+            anchor = {**anchor, "points": _parse(anchor["points"])}
         # a default that stands in is not worth keeping, unless there is too little to fit a range to
-        alone = anchor["anchor"] == SPARSE and len(_parse(anchor["points"])[0]) == 1
+        alone = anchor["anchor"] == SPARSE and len(anchor["points"][0]) == 1
         keep = range == KEEP or (range == AUTO and known and (alone or not is_assumed(geometry, "log_range")))
         x = (
             torch.log(geometry["depth"].float().clamp_min(1e-12))
@@ -273,7 +275,7 @@ class FE2EAnchorDepth(Node):
             points = torch.tensor([[anchor["x1"], anchor["y1"]], [anchor["x2"], anchor["y2"]]])
             metres = torch.tensor([anchor["depth1"], anchor["depth2"]])
         else:
-            points, metres = _parse(anchor["points"])
+            points, metres = anchor["points"]
         fit = fit_anchor(sample_at(values, points, mask), metres, gain=1.0 if keep else None)
         return [_of_fit(fit)] * batch
 

@@ -17,13 +17,13 @@ QUICKER_ON = ((9, 0),)
 #: torch takes the first of them that can do it; the last one always can. Older versions of torch lack some.
 ORDER = [getattr(SDPBackend, f"{name}_ATTENTION") for name in ("CUDNN", "FLASH", "EFFICIENT") if hasattr(SDPBackend, f"{name}_ATTENTION")]
 ORDER.append(SDPBackend.MATH)
-_ORDERED = "set_priority" in inspect.signature(sdpa_kernel).parameters
+_TAKES_AN_ORDER = "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
 def is_quicker(device: torch.device) -> bool:
     """Whether `cudnn_first` is to be used: on a card of the list, where the user's ComfyUI has PyTorch's attention anyway (not
     sage, flash or xformers, which somebody asked for)."""
-    return (_ORDERED and device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
+    return (_TAKES_AN_ORDER and device.type == "cuda" and torch.version.hip is None and torch.backends.cudnn.is_available()
             and comfy.ldm.flux.math.optimized_attention.__name__ == "attention_pytorch"
             and torch.cuda.get_device_capability(device) in QUICKER_ON)
 

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..fe2e_core.colors import COLOR_MAPS, apply_color_map
-from ..fe2e_core.comparison import side_by_side, wipe
+from ..fe2e_core.comparison import one_batch, side_by_side, wipe
 from ..fe2e_core.depth_decoding import DEFAULT_RATIO, NORMALIZE_OVER, PER_IMAGE, DepthStyle, decode_depth
 from ..fe2e_core.histogram import depth_histogram, draw_histogram
 from ..fe2e_core.images import check_image
@@ -171,17 +171,11 @@ class FE2ECompare(Node):
         cls, image_a, image_b, layout, gap, position, angle, image_c=None, image_d=None
     ) -> io.NodeOutput:
         given = {"image_a": image_a, "image_b": image_b, "image_c": image_c, "image_d": image_d}
-        given = {name: picture for name, picture in given.items() if picture is not None}
-        pictures = [check_image(picture, name) for name, picture in given.items()]
-        count = max(map(len, pictures))
-        for name, picture in given.items():
-            if len(picture) not in (1, count):
-                raise ValueError(f"{name}: found a batch of {len(picture)}, expected 1 or {count} pictures like the others")
+        given = {name: check_image(picture, name) for name, picture in given.items() if picture is not None}
         if layout == _WIPE:
-            return io.NodeOutput(
-                _image(wipe(pictures[0], pictures[1], position=position, angle=angle, line=gap))
-            )
-        return io.NodeOutput(_image(side_by_side(pictures, gap=gap, vertical=layout == _STACK)))
+            a, b = one_batch({name: given[name] for name in ("image_a", "image_b")})
+            return io.NodeOutput(_image(wipe(a, b, position=position, angle=angle, line=gap)))
+        return io.NodeOutput(_image(side_by_side(one_batch(given), gap=gap, vertical=layout == _STACK)))
 
 
 class FE2EClay(Node):

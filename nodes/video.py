@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io
 
-from ..fe2e_core.assumptions import is_assumed, mark
+from ..fe2e_core.assumptions import mark
 from ..fe2e_core.depth_decoding import DEFAULT_RATIO
 from ..fe2e_core.geometry import depth_from_log, fov_from_focal
 from ..fe2e_core.temporal import DepthStabilizer, FrameScale, TemporalOptions, stabilize_clip
@@ -159,8 +159,8 @@ class FE2EStabilizeVideo(Node):
             "metric": False,
         }
         result.pop("confidence", None)
-        told = geometry.get("log_range") is not None and not is_assumed(geometry, "log_range")
-        mark(result, **{"found" if told else "assumed": ["log_range"]})
+        if geometry.get("log_range") is None:
+            mark(result, assumed=["log_range"])  # the ratio given here stood in
         report, text = _report(scales), solver.to_json()
         if geometry.get("metric"):
             report += "\nmetres are not kept: put 'Anchor Depth' after this node, with one_fit for another depth"

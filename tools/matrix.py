@@ -102,8 +102,10 @@ def environment(version: str, minor: str, python: Path, present: bool = False) -
     folder = ENVIRONMENTS / f"{version}-py{minor}"
     interpreter = folder / "bin" / "python"
     described = folder / "environment.json"
-    if described.is_file() and (interpreter.exists() or minor == this_python()):
-        return interpreter if interpreter.exists() else Path(sys.executable)
+    if described.is_file() and interpreter.exists():
+        return interpreter
+    if described.is_file() and minor == this_python():  # made with `present`
+        return Path(sys.executable)
     for part in folder.glob("*"):  # what was recorded stays
         if part.is_dir() and not part.is_symlink():
             shutil.rmtree(part)

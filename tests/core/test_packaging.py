@@ -10,8 +10,6 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 #: Packages whose version a ComfyUI installation has chosen with care.
@@ -58,7 +56,6 @@ def test_there_is_no_install_script() -> None:
 
 def test_wheel_holds_no_top_level_package(tmp_path: Path) -> None:
     """`pip install .` must not put anybody a package called `nodes` or `train` on the path."""
-    pytest.importorskip("setuptools")
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "LICENSE", "README.md", "__init__.py"):

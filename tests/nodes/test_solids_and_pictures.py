@@ -201,7 +201,8 @@ def test_pictures(geometry, bare):
     assert side.shape == (2, H, 3 * W + 2 * 4, 3)
     with pytest.raises(ValueError, match="image_b: found a batch of 2, expected 1 or 3"):
         run_node(module.FE2ECompare, image_a=colors[:1], image_b=colors[:1].repeat(2, 1, 1, 1), image_c=colors[:1].repeat(3, 1, 1, 1))
-    (wiped,) = run_node(module.FE2ECompare, image_a=colors, image_b=clay, layout="wipe")
+    other = colors[:1].repeat(3, 1, 1, 1)  # not for the wipe
+    (wiped,) = run_node(module.FE2ECompare, image_a=colors, image_b=clay, image_c=other, layout="wipe")
     assert wiped.shape == (2, H, W, 3)
     picture, text = run_node(module.FE2EHistogram, geometry=geometry, mapping="relative")
     assert picture.shape == (1, 384, 768, 3)

@@ -77,12 +77,15 @@ def run(arguments: argparse.Namespace) -> int:
     info = checkpoint_info(arguments)
     if info is not None and info.notice and state.is_main_process:
         log.info("%s: %s", info.name, info.notice)
-    jobs, skipped = possible(find_jobs(arguments), info)
+    jobs, skipped = trained_for(find_jobs(arguments), info)
     if skipped and state.is_main_process:
         log.warning("left out: %s", "; ".join(f"{key}, {why}" for key, why in skipped.items()))
+    alignments = chosen_alignments(arguments.alignments, info)
+    if info is not None and state.is_main_process:
+        _tell_alignments(info, alignments)
     plan = Plan(
         jobs=jobs,
-        alignments=chosen_alignments(arguments.alignments, info, log if state.is_main_process else None),
+        alignments=alignments,
         error_maps=arguments.error_maps,
         rank_means=arguments.rank_means,
         data=arguments.training_data,
@@ -109,7 +112,7 @@ def announce(arguments: argparse.Namespace) -> int:
     if arguments.predictions is not None:
         open_predictor(arguments, torch.device("cpu"))
     info = checkpoint_info(arguments)
-    jobs, skipped = possible(find_jobs(arguments), info)
+    jobs, skipped = trained_for(find_jobs(arguments), info)
     if info is not None and info.notice:
         print(f"{info.name}: {info.notice}")
     for job in jobs:
@@ -146,22 +149,20 @@ def checkpoint_info(arguments: argparse.Namespace) -> CheckpointInfo | None:
         return read_checkpoint(file).info
 
 
-def chosen_alignments(
-    wanted: list[str] | None, info: CheckpointInfo | None, log: logging.Logger | None = None
-) -> tuple[str, ...]:
-    """--alignments, or what the labels of the checkpoint ask for; `log` is told which."""
-    scheme = "log" if info is None else info.quantization
-    found = tuple(dict.fromkeys(wanted or SCHEME_ALIGNMENTS[scheme]))
-    own = SCHEME_ALIGNMENTS[scheme][0]
-    if info is not None and log is not None:
-        log.info("%s: labels of the scheme '%s', aligned by %s", info.name, scheme, ", ".join(found))
-        if own not in found:
-            log.warning("%s: its labels ask for --alignments %s; aligned otherwise it looks worse than it is", info.name, own)
-    return found
+def chosen_alignments(wanted: list[str] | None, info: CheckpointInfo | None) -> tuple[str, ...]:
+    """--alignments, or what the labels of the checkpoint ask for."""
+    return tuple(dict.fromkeys(wanted or SCHEME_ALIGNMENTS["log" if info is None else info.quantization]))
 
 
-def possible(jobs: tuple[Job, ...], info: CheckpointInfo | None) -> tuple[tuple[Job, ...], dict[str, str]]:
-    """The jobs that a checkpoint can do, and why not the others, by key. Raises ValueError when none is left."""
+def _tell_alignments(info: CheckpointInfo, alignments: tuple[str, ...]) -> None:
+    log.info("%s: labels of the scheme '%s', aligned by %s", info.name, info.quantization, ", ".join(alignments))
+    own = SCHEME_ALIGNMENTS[info.quantization][0]
+    if own not in alignments:
+        log.warning("%s: its labels ask for --alignments %s; aligned otherwise it looks worse than it is", info.name, own)
+
+
+def trained_for(jobs: tuple[Job, ...], info: CheckpointInfo | None) -> tuple[tuple[Job, ...], dict[str, str]]:
+    """The jobs that a checkpoint was trained for, and why not the others, by key. Raises ValueError when none is left."""
     if info is None or info.joint:
         return jobs, {}
     left = tuple(job for job in jobs if job.benchmark.task != NORMAL)
