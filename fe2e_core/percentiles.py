@@ -1,6 +1,6 @@
 """Exact percentiles of any number of values.
 
-`torch.quantile` refuses more than 2^24 elements, which a single 4100x4100 depth map exceeds.
+In torch 2.11 and before, `torch.quantile` refuses more than 2^24 elements, which a single 4100x4100 depth map exceeds.
 """
 
 from __future__ import annotations

@@ -20,11 +20,9 @@ def test_equals_numpy():
     assert pair[1] == percentile(values, 98)
 
 
-def test_works_above_the_limit_of_torch():
+def test_works_above_the_limit_of_older_torch():
     count = 2**24 + 2**20
     values = torch.arange(count, dtype=torch.float32).flip(0) / count
-    with pytest.raises(RuntimeError):
-        torch.quantile(values, 0.5)
     low, high = percentile(values, (2, 98))
     assert low.item() == pytest.approx(0.02, abs=1e-6)
     assert high.item() == pytest.approx(0.98, abs=1e-6)
