@@ -18,6 +18,7 @@ from train.thesis.settings import ThesisConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
+
 def test_verdicts_agree_with_the_paired_t_test():
     rng = np.random.default_rng(0)
     for _ in range(30):
