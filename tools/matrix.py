@@ -31,11 +31,12 @@ DOCUMENT = ROOT / "docs" / "compatibility.md"
 #: The longest files come last: what can be told soon is told soon.
 LONGEST = ("test_hard_knocks.py", "test_importing.py", "test_input_properties.py")
 _NODES = sorted((ROOT / "tests" / "nodes").glob("test_*.py"), key=lambda path: (path.name in LONGEST, path.name))
-#: Nodes in their process and over HTTP; every template over HTTP; templates opened and run by clicking.
+#: Nodes in their process and over HTTP; every template over HTTP; templates opened and run by clicking, and as Nodes 2.0 draws them.
 ROOMS = {
     "nodes": [path.relative_to(ROOT).as_posix() for path in _NODES],
     "workflows": ["tests/workflows/test_execution.py"],
     "browser": ["tests/workflows/test_browser.py"],
+    "nodes-2.0": ["tests/workflows/test_nodes_2.py"],
 }
 #: The Pythons that are asked for; those that are not here are named in the document.
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -203,7 +204,8 @@ def document(outcomes: Sequence[Outcome], absent: Iterable[str]) -> str:
         "Written by `make matrix` (`python -m tools.matrix`). Each row is the tests of one room against one unchanged ComfyUI,",
         "on a CPU, with the packages that its own requirements ask for, or, where the interface is marked *, with those of",
         f"ComfyUI {DEFAULT_VERSION}. *nodes* is `tests/nodes`: every node, in the process of that ComfyUI and over its HTTP",
-        "interface. *workflows* runs each template over HTTP. *browser* opens and runs each template by clicking, in Chromium.",
+        "interface. *workflows* runs each template over HTTP. *browser* opens and runs each template by clicking, in Chromium;",
+        "*nodes-2.0* opens each in the interface's other way to draw nodes, and runs one there.",
         "",
         "| ComfyUI | Python | torch | interface | tests | passed | failed | skipped | not run | date |",
         "|---|---|---|---|---|---|---|---|---|---|",
