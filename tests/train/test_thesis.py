@@ -30,6 +30,7 @@ from train.thesis.results import PARTS, Results, guess_key, read_results
 from train.thesis.rows import PHASES, rows
 from train.thesis.scoring import aligned_depth, depth_scores, ranged_depth
 from train.thesis.settings import Pictures, ThesisConfig
+from train.thesis.sharing import CAN_SHARE, claimed
 from train.thesis.worlds import DOMAINS, FARTHEST, NEAREST, draw_scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,16 +208,16 @@ def test_feature_maps_and_token_labels_keep_their_place():
 def test_results_are_whole_and_of_one_configuration(tmp_path):
     config = ThesisConfig()
     file = tmp_path / "thesis" / "results.json"
-    results = Results(file, config.identity(), "abc")
+    results = Results(file, config.identity(), "abc", tmp_path / "lock")
     results.add("runs", "id6/0", {"loss": [0.123456789, 1], "scores": {"all": {"abs_rel": 1 / 3}}})
     assert [p.name for p in file.parent.iterdir()] == ["results.json"]
-    again = Results(file, config.identity(), "abc")
+    again = Results(file, config.identity(), "abc", tmp_path / "lock")
     assert again.get("runs", "id6/0") == {"loss": [0.12346, 1], "scores": {"all": {"abs_rel": 0.33333}}}
     with pytest.raises(ValueError, match="another configuration or autoencoder"):
-        Results(file, config.identity(), "abd")
+        Results(file, config.identity(), "abd", tmp_path / "lock")
     with pytest.raises(ValueError, match="another configuration"):
-        Results(file, ThesisConfig(pictures=Pictures(scenes=99)).identity(), "abc")
-    assert Results(file, ThesisConfig(seeds=(0, 1, 2, 3)).identity(), "abc").has("runs", "id6/0"), "seeds may be added"
+        Results(file, ThesisConfig(pictures=Pictures(scenes=99)).identity(), "abc", tmp_path / "lock")
+    assert Results(file, ThesisConfig(seeds=(0, 1, 2, 3)).identity(), "abc", tmp_path / "lock").has("runs", "id6/0"), "seeds may be added"
     file.write_text("{}")
     with pytest.raises(ValueError, match="not a results file"):
         read_results(file)
@@ -349,6 +350,37 @@ def test_the_whole_study_in_pieces(tmp_path, capsys):
     assert all_at(data, rate)["runs"]["id6/0"] == at_other and all_at(data, own)["runs"]["id6/0"] == ours
     page = (tmp_path / "docs" / "thesis.md").read_text()
     assert "| both at 0.001 | both at 0.01 | each at its own |" in page
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="this system has no locks of files")
+def test_processes_share_a_study_and_find_the_same(tmp_path, capfd):
+    found = []
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        config = folder / "small.toml"
+        config.write_text(SMALL.format(folder=folder, root=ROOT))
+        assert main(["thesis", "--config", str(config), "--workers", str(workers)]) == 0
+        said = capfd.readouterr().out
+        data = read_results(folder / "docs" / "thesis" / "results.json")
+        for part in PARTS:
+            for key in data[part]:
+                assert said.count(f"{part} {key}: done") == 1, "nothing is done twice"
+        assert "everything is done" in said and data["seconds"] > 0
+        found.append({part: dict(sorted(data[part].items())) for part in PARTS})
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(not CAN_SHARE, reason="this system has no locks of files")
+def test_what_is_claimed_is_of_one_holder(tmp_path):
+    file = tmp_path / "locks" / "it"
+    with claimed(file) as mine, claimed(file) as again:
+        assert mine and not again
+    with pytest.raises(KeyError), claimed(file):
+        raise KeyError
+    with claimed(file) as mine, claimed(tmp_path / "other") as other:
+        assert mine and other
+    assert main(["thesis", "--workers", "0"]) == 2
 
 
 def test_no_scene_of_the_tables_is_trained_on():

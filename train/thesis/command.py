@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 
 from train.config import load_config
 from train.thesis.settings import ThesisConfig
+from train.thesis.sharing import CAN_SHARE, claimed
 
 _CONFIG = Path(__file__).parents[1] / "configs" / "thesis.toml"
 
@@ -19,28 +22,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the verb."""
     parser.add_argument("--config", type=Path, default=_CONFIG, help="TOML file (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=0, help="stop after this long, keeping everything; 0: at the end")
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the runs, one thread each (default: %(default)s)")
     parser.add_argument("--report-only", action="store_true", help="write the page from the results that are there")
     parser.add_argument("--dry-run", action="store_true", help="say what is still to be done, and stop")
 
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Two runs of one study would train the same weights. The system forgets the lock of a run that was killed.
+    """One command at a time writes the page of a study. Raises ValueError when another one has its folder."""
+    with claimed(folder / "lock") as mine:
+        if not mine:
+            raise ValueError(f"work: another run is using '{folder}'; wait for it, or give another folder")
+        yield
 
-    Raises ValueError when another run has it. Where there is no such lock (Windows), nothing is checked."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"work: another run is using '{folder}'; wait for it, or give another folder") from None
-        yield
+
+def _work(config: ThesisConfig, minutes: float) -> bool:
+    """Do what is left of the study, with one thread; whether all was done."""
+    import torch
+
+    from train.thesis.study import Study
+
+    torch.set_num_threads(1)
+    began = time.monotonic()
+
+    def may_go_on() -> bool:
+        return not minutes or time.monotonic() - began < 60 * minutes
+
+    return Study(config, may_go_on, lambda line: print(line, flush=True)).run()
+
+
+def _help_out(config: ThesisConfig, minutes: float) -> None:
+    """A further process: it ends with the one that began it."""
+    from train.replicas import leave_with_parent
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+    _work(config, minutes)
+
+
+def _shared(config: ThesisConfig, minutes: float, workers: int) -> bool:
+    """`_work` in this process and in further ones; whether all was done. RuntimeError when one of these failed."""
+    context = get_context("spawn")
+    others = [context.Process(target=_help_out, args=(config, minutes), daemon=True) for _ in range(workers - 1)]
+    for process in others:
+        process.start()
+    ended = _work(config, minutes)
+    for process in others:
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"a process of the study ended with {process.exitcode}; what it said stands above")
+    return ended
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,20 +87,14 @@ def run(options: argparse.Namespace) -> int:
         more = "" if swept(data, config.finetuning.rates) else "\nand, when the rates are chosen, rows at the rate of another base"
         print(f"{len(left)} runs to do: {' '.join(left) or 'none'}{more}")
         return 0
-    import torch
-
     from train.thesis.document import write_document
     from train.thesis.study import Study
 
-    torch.set_num_threads(max(1, options.threads))
-    began = time.monotonic()
-
-    def may_go_on() -> bool:
-        return not options.minutes or time.monotonic() - began < 60 * options.minutes
-
+    if options.workers < 1 or (options.workers > 1 and not CAN_SHARE):
+        raise ValueError(f"--workers is {options.workers}; expected 1 or more, and 1 on this system")
     with nullcontext() if options.report_only else only_run(config.folder):
-        study = Study(config, may_go_on, lambda line: print(line, flush=True))
-        ended = options.report_only or study.run()
+        ended = options.report_only or _shared(config, options.minutes, options.workers)
+    study = Study(config)
     for path in write_document(config, study.results.data, study.shown):
         print(f"written: {os.path.relpath(path)}")
     left = unfinished(config, study.results.data)

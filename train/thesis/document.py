@@ -225,10 +225,10 @@ The paper says that an image editor makes a better geometry estimator than an im
 to its training matter. Its models have twelve billion parameters. Here the same comparison is made where everything can
 be known: two tiny transformers of FLUX's form, alike in every respect but one, on ray-cast scenes with exact geometry.
 
-    python -m train thesis
+    python -m train thesis --workers 2
 
-It renders, trains, scores, and writes this page, its figures and {link}; killed at any time, it goes on
-where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one core. {_state(config, data)}
+It renders, trains, scores, and writes this page, its figures and {link}, in as many processes as `--workers`
+says; killed at any time, it goes on where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one core. {_state(config, data)}
 
 {_tally(config, data)}
 
@@ -243,7 +243,8 @@ where it was. Processor time so far: {data["seconds"] / 60:.1f} minutes of one c
   **The generator**, its twin, gets the same target pictures in the same order with the same noise and times, from the same
   first weights, for the same {first.steps} steps of {first.batch}, and a caption in numbers, but no source. {shape}
 - **Fine-tuning** is the same for all rows: {second.steps} steps of {second.batch}, the same scenes in the same order, the prompt left blank, every
-  weight trained (the paper trains LoRAs, which at this size would be nearly all weights). Each base has the learning rate
+  weight trained, matrices by Muon (the paper trains LoRAs by AdamW; at this size a LoRA would be nearly all weights, and Muon
+  gets further in few steps). Each base has the learning rate
   that was best for it, of the same few tried for all on a seed of their own; rows of one base share it, and
   rows that are compared for their bases are trained at the rate of either. DirectAdapt takes {second.euler} Euler steps.
 - **Scores** are means over pictures, then over seeds (± is the standard deviation between seeds; each seed has other first
@@ -266,7 +267,7 @@ without having seen anything.
 
 {_results(config, data)}## What this cannot say
 
-The bases have seen a thousand pairs of procedural pictures, not a billion photographs: what a generator knows of the world from
+The bases have seen {size.pairs} pairs of procedural pictures, not a billion photographs: what a generator knows of the world from
 words, and an editor from real edits, is not here. Step1X-Edit was itself made out of FLUX; the twins here begin alike and
 part. All scenes come from one ray-caster, so nothing is zero-shot. A difference that is undecided here may well be real.
 

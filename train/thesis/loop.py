@@ -19,7 +19,8 @@ _CLIP = 1.0
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW for `steps`: linear warm-up, then a cosine to a hundredth. Saved every `save_every` steps."""
+    """`steps` with Muon at `learning_rate` for the matrices inside the blocks, and AdamW at half of it for the rest: linear
+    warm-up, then a cosine to a hundredth. Saved every `save_every` steps."""
 
     steps: int
     learning_rate: float
@@ -37,6 +38,23 @@ def weights_file(folder: Path) -> Path:
     return folder / "state.safetensors"
 
 
+def _optimizers(model: nn.Module, schedule: Schedule) -> dict[torch.optim.Optimizer, float]:
+    """Optimizers, each with its full learning rate. Muon's steps are of AdamW's size (RMS)."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            inside = parameter.dim() == 2 and "transformer_blocks." in name and ".norm" not in name
+            (matrices if inside else rest).append(parameter)
+    rate, decay = schedule.learning_rate, schedule.weight_decay
+    result: dict[torch.optim.Optimizer, float] = {
+        torch.optim.AdamW(rest, rate / 2, weight_decay=decay if not matrices else 0.0, fused=True): rate / 2
+    }
+    if matrices:
+        muon = torch.optim.Muon(matrices, rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        result[muon] = rate
+    return result
+
+
 def train(
     model: nn.Module,
     loss_of: Callable[[int], Tensor],
@@ -49,9 +67,9 @@ def train(
 
     A run that is killed and one that is not give the same weights."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True)
+    optimizers = _optimizers(model, schedule)
     file = weights_file(folder)
-    first = load_state(file, model, [optimizer])
+    first = load_state(file, model, list(optimizers))
     journal = Journal(folder / LOSSES)
     journal.resume(first)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,14 +82,15 @@ def train(
             raise FloatingPointError(f"{folder}: the loss is not a number at step {step + 1}; lower the learning rate")
         torch.nn.utils.clip_grad_norm_(trained, _CLIP)
         factor = learning_factor(step, schedule.steps, schedule.warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate * factor
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer, rate in optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
+            optimizer.zero_grad()
         journal.append({"step": step + 1, "loss": value})
         stop = not may_go_on()
         if stop or (step + 1) % schedule.save_every == 0 or step + 1 == schedule.steps:
-            save_state(file, model, [optimizer], step + 1)
+            save_state(file, model, list(optimizers), step + 1)
         if stop and step + 1 < schedule.steps:
             return None
     (folder / "done").touch()

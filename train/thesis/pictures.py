@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from train.labels import label_frame
 from train.scenes import HELD_OUT, Scene
 from train.thesis.edits import EDITS, draw_pair
 from train.thesis.settings import Pictures
+from train.thesis.sharing import claimed
 from train.thesis.worlds import DOMAINS, draw_scene
 
 EXACT = "uniform, not rounded"
@@ -30,6 +32,8 @@ EXACT = "uniform, not rounded"
 
 LABELS = (*SCHEMES, EXACT)
 
+_PAUSE = 0.2
+"""Seconds between two looks at what another process is making."""
 _STREAM = 17
 _PAIRS, _SCENES = 1, 2
 _FIRST = {"scenes": 0, "validation": HELD_OUT + 300_000_000, "held_out": HELD_OUT + 400_000_000}
@@ -118,22 +122,27 @@ def _cached(
     may_go_on: Callable[[], bool],
     on_step: Callable[[str], None],
 ) -> dict[str, Tensor] | None:
-    """The pictures of these numbers, made where they are missing; None when `may_go_on` said no on the way."""
-    parts = []
-    for begin in range(0, len(numbers), chunk):
-        file = folder / f"{begin:06d}-{min(begin + chunk, len(numbers)):06d}.safetensors"
-        if not file.is_file():
+    """The pictures of these numbers, made where they are missing, together with other processes; None when `may_go_on` said
+    no on the way."""
+    files = {folder / f"{begin:06d}-{min(begin + chunk, len(numbers)):06d}.safetensors": begin
+             for begin in range(0, len(numbers), chunk)}  # fmt: skip
+    while missing := [file for file in files if not file.is_file()]:
+        for file in missing:
             if not may_go_on():
                 return None
-            with torch.inference_mode():
-                made = [make(number) for number in numbers[begin : begin + chunk]]
-                tensors = {key: torch.stack([m[key] for m in made]).contiguous() for key in made[0]}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.part")
-            save_file(tensors, temporary)
-            os.replace(temporary, file)
-            on_step(f"{folder.name}: {min(begin + chunk, len(numbers))} of {len(numbers)}")
-        parts.append(load_file(file))
+            with claimed(folder / "locks" / file.stem) as mine:
+                if not mine or file.is_file():
+                    continue
+                begin = files[file]
+                with torch.inference_mode():
+                    made = [make(number) for number in numbers[begin : begin + chunk]]
+                    tensors = {key: torch.stack([m[key] for m in made]).contiguous() for key in made[0]}
+                temporary = file.with_name(f".{file.name}.part")
+                save_file(tensors, temporary)
+                os.replace(temporary, file)
+                on_step(f"{folder.name}: {min(begin + chunk, len(numbers))} of {len(numbers)}")
+        time.sleep(_PAUSE)
+    parts = [load_file(file) for file in files]
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from train.thesis.sharing import claimed
+
 PARTS = ("floor", "sweep", "bases", "runs", "features", "maps")
 """Tables of the JSON, each by a key such as "id6/0": row and seed."""
 
@@ -32,10 +34,11 @@ def _rounded(value: Any) -> Any:
 class Results:
     """The JSON at `path`. identity: what its numbers depend on (`ThesisConfig.identity`, the autoencoder's digest).
 
-    Raises ValueError when the file holds numbers of another identity, or is no such file."""
+    Several processes may add to one file; `lock` is where they take turns. Raises ValueError when the file holds numbers of
+    another identity, or is no such file."""
 
-    def __init__(self, path: Path, identity: str, autoencoder: str):
-        self.path = path
+    def __init__(self, path: Path, identity: str, autoencoder: str, lock: Path):
+        self.path, self._lock, self._spent = path, lock, 0.0
         about = {"config": json.loads(identity), "autoencoder": autoencoder}
         self.data: dict[str, Any] = {"about": about, "seconds": 0.0, **{part: {} for part in PARTS}}
         if path.is_file():
@@ -47,7 +50,14 @@ class Results:
                 )
             self.data = found
 
+    def refresh(self) -> None:
+        """Take in what other processes have added."""
+        if self.path.is_file():
+            self.data = read_results(self.path)
+
     def has(self, part: str, key: str) -> bool:
+        if key not in self.data[part]:
+            self.refresh()
         return key in self.data[part]
 
     def get(self, part: str, key: str) -> Any:
@@ -55,12 +65,16 @@ class Results:
 
     def add(self, part: str, key: str, value: Any) -> None:
         """Put one entry in and write the file."""
-        self.data[part][key] = _rounded(value)
-        self._write()
+        with claimed(self._lock, wait=True):
+            self.refresh()
+            self.data[part][key] = _rounded(value)
+            self.data["seconds"] = round(self.data["seconds"] + self._spent, 1)
+            self._spent = 0.0
+            self._write()
 
     def spend(self, seconds: float) -> None:
         """Count processor time; written with the next entry."""
-        self.data["seconds"] = round(self.data["seconds"] + seconds, 1)
+        self._spent += seconds
 
     def _write(self) -> None:
         lines = []

@@ -36,7 +36,7 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Both bases: AdamW, linear warm-up, then a cosine. blank: share of pictures whose instruction is left out."""
+    """Both bases: Muon, linear warm-up, then a cosine (`loop.Schedule`). blank: share of pictures whose instruction is left out."""
 
     steps: int = 1500
     batch: int = 8

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,15 @@ from train.thesis.scoring import (
     velocity_of_twin,
 )
 from train.thesis.settings import ThesisConfig
+from train.thesis.sharing import claimed
 
 log = logging.getLogger(__name__)
 
 _ORDER, _NOISE = 31, 32
+_PAUSE = 0.5
+"""Seconds between two looks at what another process is doing."""
+_PROBED = 2048
+"""Training scenes on whose features the linear readings are fitted."""
 SHOWN = (0, 1, 6, 9)
 """Held-out scenes drawn in the figures."""
 
@@ -70,7 +76,7 @@ class Study:
         size = config.pictures
         self._pictures = config.folder / f"pictures-{size.height}x{size.width}-{_short(digest)}"
         self.shown = self.folder / "shown"
-        self.results = Results(config.results, config.identity(), digest)
+        self.results = Results(config.results, config.identity(), digest, self.folder / "locks" / "results")
         self.rows = {row.name: row for row in rows(config.finetuning.euler)}
         self._began = time.process_time()
         self._sets: Sets | None = None
@@ -88,20 +94,37 @@ class Study:
 
     def run(self) -> bool:
         """Everything that is not there yet. False when time ran out before the end."""
+        rates, seeds = self.config.finetuning.rates, (self.config.sweep_seed, *self.config.seeds)
         try:
-            self._floor()
-            for base in BASES:
-                for rate in self.config.finetuning.rates:
-                    self._sweep(base, rate)
-            for row, seed, rate in self.schedule():
-                self._row(row, seed, rate)
-                if row.name in ("id6", "id7"):
-                    self._features(row, seed, rate)
+            self._share([("floor", self._floor)])
+            self._share([(f"{kind}-{seed}", partial(self._base, kind, seed)) for seed in seeds for kind in (EDITOR, GENERATOR)])
+            self._share([(f"sweep-{base}-{rate:g}", partial(self._sweep, base, rate)) for base in BASES for rate in rates])
+            self.results.refresh()
+            self._share([(f"{row.name}-{seed}-{rate or 'best'}", partial(self._row, row, seed, rate))
+                         for row, seed, rate in self.schedule()])  # fmt: skip
         except OutOfTime:
             return False
         finally:
             self._spend()
         return True
+
+    def _share(self, work: Sequence[tuple[str, Callable[[], object]]]) -> None:
+        """Do what is not done yet, in this order, together with other processes of the same study: nobody begins what
+        another has begun, and nobody goes on before all is done. Raises OutOfTime."""
+        left = list(work)
+        while left:
+            busy = []
+            for name, do in left:
+                with claimed(self.folder / "locks" / name) as mine:
+                    if mine:
+                        do()
+                    else:
+                        busy.append((name, do))
+            left = busy
+            if left:
+                time.sleep(_PAUSE)
+                if not self._may_go_on():
+                    raise OutOfTime
 
     def schedule(self) -> Iterator[tuple[Row, int, float | None]]:
         """(row, seed, rate) in the order of the runs; a rate of None is the best of the row's base."""
@@ -253,6 +276,12 @@ class Study:
         self._add("sweep", key, latent_error(latents, data[row.labels], data["depth_mask"]))
 
     def _row(self, row: Row, seed: int, rate: float | None) -> None:
+        """One line of the tables, and for the lines that the figures compare what their blocks know."""
+        self._estimator(row, seed, rate)
+        if row.name in ("id6", "id7"):
+            self._features(row, seed, rate)
+
+    def _estimator(self, row: Row, seed: int, rate: float | None) -> None:
         name = row.name if rate is None else at(row.name, rate)
         key = f"{name}/{seed}"
         if self.results.has("runs", key):
@@ -285,7 +314,8 @@ class Study:
             return
         before = self._base(row.base, seed)
         after, _ = self._trained(row, seed, rate)
-        fit, test = self.sets.scenes, self.sets.held_out
+        fit = {key: value[:_PROBED] for key, value in self.sets.scenes.items()}
+        test = self.sets.held_out
         ours = [[feature.block_features(twin.eval(), data["image"]) for data in (fit, test)] for twin in (before, after)]
         (fit_before, test_before), (fit_after, test_after) = ours
         labels = [feature.token_labels(self._true_labels(data), data["valid"]) for data in (fit, test)]
