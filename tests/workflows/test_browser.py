@@ -177,11 +177,11 @@ def assert_widgets_arrived(name: str, frontend) -> None:
             assert found == expected, node["type"]
 
 
-def assert_nothing_overlaps(nodes: list[dict]) -> None:
-    """No node covers another, title included."""
+def assert_nothing_overlaps(nodes: list[dict], title: float = TITLE) -> None:
+    """No node covers another. title: the height above a node's place that its title takes."""
     for one, other in itertools.combinations(nodes, 2):
         beside = one["x"] + one["width"] <= other["x"] or other["x"] + other["width"] <= one["x"]
-        above = one["y"] + one["height"] <= other["y"] - TITLE or other["y"] + other["height"] <= one["y"] - TITLE
+        above = one["y"] + one["height"] <= other["y"] - title or other["y"] + other["height"] <= one["y"] - title
         assert beside or above, f"{one['title']} and {other['title']} overlap"
 
 

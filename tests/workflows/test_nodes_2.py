@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
 import pytest
 
 from tests.harness import workflows
 from tests.harness.browser import Frontend, open_frontend
-from tests.workflows.test_browser import PACK, assert_widgets_arrived
+from tests.workflows.test_browser import PACK, assert_nothing_overlaps, assert_widgets_arrived
 from tools.server import ComfyServer
 
 SETTING = "Comfy.VueNodes.Enabled"
@@ -17,9 +16,13 @@ _SET = "([name, value]) => window.app.extensionManager.setting.set(name, value)"
 _LOAD = "workflow => window.app.loadGraphData(workflow, true, true, null)"
 _ELEMENTS = """() => [...document.querySelectorAll('[data-node-id]')].map(element => {
     const box = element.getBoundingClientRect();
-    return {id: element.dataset.nodeId, left: box.left, top: box.top, right: box.right, bottom: box.bottom,
-            text: element.innerText, pictures: [...element.querySelectorAll('img')].map(image => image.naturalWidth)};
+    return {id: element.dataset.nodeId, x: box.x, y: box.y, width: box.width, height: box.height,
+            title: element.innerText.split('\\n')[0], text: element.innerText,
+            pictures: [...element.querySelectorAll('img')].map(image => image.naturalWidth)};
 })"""
+
+# The picture that was loaded and the two that were saved.
+_SHOWN = "() => [...document.querySelectorAll('[data-node-id] img')].filter(image => image.naturalWidth).length === 3"
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +61,7 @@ def test_template_opens_tidily(name: str, frontend) -> None:
     found = show(frontend, name)
     assert frontend.complaints() == []
     assert_widgets_arrived(name, frontend)
-    for one, other in itertools.combinations(found.values(), 2):
-        beside = one["right"] <= other["left"] + 1 or other["right"] <= one["left"] + 1
-        above = one["bottom"] <= other["top"] + 1 or other["bottom"] <= one["top"] + 1
-        assert beside or above, f"{one['text'][:30]!r} and {other['text'][:30]!r} overlap"
+    assert_nothing_overlaps(list(found.values()), title=0)
 
 
 def test_widgets_that_come_with_a_choice_appear_and_the_results_are_shown(frontend, server) -> None:
@@ -74,7 +74,7 @@ def test_widgets_that_come_with_a_choice_appear_and_the_results_are_shown(fronte
     assert "longest_side" in elements(frontend)[number]["text"]
     frontend.set_widget("FE2EEstimate", "size.longest_side", 256)
     server.wait(frontend.press_run(), timeout=300)
-    frontend.page.wait_for_timeout(3000)
+    frontend.page.wait_for_function(_SHOWN)
     saved = [node["id"] for node in frontend.nodes() if node["type"] == "SaveImage"]
     shown = elements(frontend)
     assert len(saved) == 2 and all(shown[number]["pictures"] == [320] for number in saved)

@@ -121,7 +121,7 @@ def _about_rates(data: dict[str, Any], seeds: list[str]) -> str:
     return f"""
 Claims that compare fine-tuned bases are read at equal learning rates, as the paper keeps its hyperparameters equal. The best rates
 here are not equal ({own}), and a rate alone changes losses and how far features move. So
-both bases were also trained at the rate of the other, and such a claim is decided only where both rates say the same.
+bases whose best rates differ were also trained at each other's, and such a claim is decided only where both rates say the same.
 """
 
 
